@@ -1,0 +1,1 @@
+"""Slipstream inside Starlette apps. Reserved: this version has no features of its own here yet."""

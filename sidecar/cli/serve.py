@@ -1,0 +1,142 @@
+"""`slipstream serve`: run the sidecar until it is told to stop."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+from structlog.typing import FilteringBoundLogger
+
+from sidecar import __version__
+from sidecar.cli.options import flags, loaded
+from sidecar.config import Config, ConfigError
+from sidecar.stores.secret import load_or_create
+from sidecar.telemetry.log import LineWriter, make_logger, stderr_writer
+from sidecar.web.routes import Routes
+from sidecar.web.service import Service
+
+_FORCED = 1
+"""Exit status when a second signal cut requests off."""
+
+
+@click.command("serve", short_help="run the sidecar")
+@flags
+def command(**given: Any) -> None:
+    """Run the sidecar. Point your app's base URL at it; see `slipstream env`."""
+    config = loaded(given).config
+    writer = stderr_writer()
+    try:
+        log = make_logger(writer, log_format(config), config.log.level)
+        secret = read_secret(config, log)
+        sys.exit(run_loop(lambda: serve(config, secret, log, writer)))
+    finally:
+        writer.close()
+
+
+async def serve(config: Config, secret: bytes, log: FilteringBoundLogger, writer: LineWriter) -> int:
+    """Serve until SIGTERM or SIGINT, drain, and return the exit status."""
+    service = Service(config, secret, log)
+    try:
+        await service.start()
+    except OSError as error:
+        where = f"server.port = {config.server.port}"
+        raise ConfigError(f"{where}: cannot listen on {config.server.host}: {error.strerror}") from None
+    stop, again = asyncio.Event(), asyncio.Event()
+    _on_signals(lambda: again.set() if stop.is_set() else stop.set())
+    announce(config, service.url, log)
+    await stop.wait()
+    log.info("draining", grace_s=config.shutdown.grace)
+    draining = asyncio.ensure_future(service.stop(config.shutdown.grace))
+    hurried = asyncio.ensure_future(again.wait())
+    await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    if not draining.done():
+        log.warning("stopped_at_once", reason="second signal")
+        writer.close()
+        # Nothing may hold the process up now: not a client, not a thread.
+        os._exit(_FORCED)
+    hurried.cancel()
+    log.info("stopped", unfinished=not draining.result())
+    return 0
+
+
+def announce(config: Config, url: str, log: FilteringBoundLogger) -> None:
+    """Say where it listens, to people and to machines."""
+    if log_format(config) == "console":
+        print(banner(config, url), file=sys.stderr, flush=True)
+    log.info("serving", url=url, version=__version__, pid=os.getpid())
+    if config.cache.mode != "off":
+        log.warning(
+            "no_cache", mode=config.cache.mode, reason="this version caches nothing; requests go upstream"
+        )
+
+
+def banner(config: Config, url: str) -> str:
+    """The first thing a person sees."""
+    from sidecar.cli.env import exports
+
+    upstreams = {table.name: table.url for table in Routes(config).tables}
+    lines = ["", f"  Slipstream {__version__} listens on {url}", ""]
+    lines += [f"    {name:<10} {target}" for name, target in upstreams.items()]
+    lines += ["", "  Point your app at it:", ""]
+    lines += [f"    {line}" for line in exports(config, url)]
+    lines += ["", "  Ctrl-C drains and stops; a second one stops at once.", ""]
+    return "\n".join(lines)
+
+
+def log_format(config: Config) -> Any:
+    """json or console, `auto` resolved."""
+    if config.log.format != "auto":
+        return config.log.format
+    return "console" if sys.stderr.isatty() else "json"
+
+
+def data_dir(config: Config) -> Path:
+    """Where things are kept: as configured, else systemd's state directory, else the XDG cache."""
+    if config.server.data_dir:
+        return Path(config.server.data_dir)
+    state = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if state:
+        return Path(state)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "slipstream"
+
+
+def read_secret(config: Config, log: FilteringBoundLogger) -> bytes:
+    """The secret behind tenant ids. Without a usable folder it lives as long as the process."""
+    folder = data_dir(config)
+    try:
+        return load_or_create(folder)
+    except OSError as error:
+        if config.server.data_dir:
+            raise ConfigError(
+                f"server.data_dir = {str(folder)!r}: cannot be used: {error.strerror}"
+            ) from None
+        log.warning(
+            "no_data_dir", folder=str(folder), reason=error.strerror, effect="tenant ids change at restart"
+        )
+        return secrets.token_bytes(32)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def run_loop(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run on uvloop where there is one."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main())
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C ends the process
+            loop.add_signal_handler(number, stop)

@@ -1,0 +1,334 @@
+"""One typed configuration: defaults < file (TOML) < environment < flags.
+
+Times are seconds and sizes bytes; both take suffixes (`250ms`, `10m`, `64MiB`). An unknown key is an
+error that names the nearest known one. Every error is one line: key, value, remedy.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+PREFIX = "SLIPSTREAM_"
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_SECONDS = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[kK]B|MB|GB|[kK]iB|MiB|GiB)?")
+_BYTES = {
+    None: 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+}
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message is one line for people, without secrets."""
+
+
+class Duration(float):
+    """Seconds, zero or more."""
+
+    @classmethod
+    def parse(cls, value: object) -> "Duration":
+        """Raises ValueError with what would be right."""
+        found = None if isinstance(value, bool) else _DURATION.fullmatch(str(value).strip())
+        if found is None:
+            raise ValueError("expected a time such as 30, 250ms or 10m")
+        return cls(float(found[1]) * _SECONDS[found[2]])
+
+
+class Size(int):
+    """Bytes, zero or more."""
+
+    @classmethod
+    def parse(cls, value: object) -> "Size":
+        """Raises ValueError with what would be right."""
+        found = None if isinstance(value, bool) else _SIZE.fullmatch(str(value).strip())
+        if found is None:
+            raise ValueError("expected a size such as 65536, 64KiB or 1GiB")
+        unit = found[2].upper() if found[2] else None
+        return cls(float(found[1]) * _BYTES[unit])
+
+
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all tables."""
+
+
+class Server(Section, frozen=True):
+    host: str = "127.0.0.1"
+    port: Port = 8400
+    workers: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
+    upstream: str | None = None
+    """Where everything goes; the same as the flag --upstream."""
+    data_dir: str | None = None
+
+
+class Admin(Section, frozen=True):
+    host: str = "127.0.0.1"
+    port: Port = 8401
+
+
+class UpstreamTable(Section, frozen=True):
+    """One entry of `[[upstreams]]`."""
+
+    name: str
+    url: str
+    paths: list[str] = msgspec.field(default_factory=lambda: ["/"])
+    """Path prefixes that go to it. The longest prefix of all upstreams wins."""
+    header: str | None = None
+    """Only requests that carry this header; goes before upstreams with the same prefix without it."""
+    strip: bool = False
+    """Whether the prefix is for choosing only and is cut off before forwarding."""
+
+
+class Timeouts(Section, frozen=True):
+    connect: Duration = Duration(10)
+    head: Duration = Duration(600)
+    stall: Duration = Duration(300)
+    client: Duration = Duration(60)
+    """For a client to send its headers or the next part of its body, or to take what it is sent."""
+
+
+class Limits(Section, frozen=True):
+    body: Size = Size(32 << 20)
+    headers: Size = Size(64 << 10)
+    connections: Positive = 10_000
+    requests: Positive = 10_000
+
+
+class Keepalive(Section, frozen=True):
+    interval: Duration = Duration(15)
+    early: Duration = Duration(0)
+    """Seconds of waiting for the upstream's head after which a 200 is committed; 0 is off."""
+
+
+class Cache(Section, frozen=True):
+    mode: Literal["off", "exact", "semantic", "shadow"] = "off"
+
+
+class Shutdown(Section, frozen=True):
+    grace: Duration = Duration(30)
+
+
+class Log(Section, frozen=True):
+    format: Literal["json", "console", "auto"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The whole configuration. Field names are the names of the TOML tables."""
+
+    server: Server = Server()
+    admin: Admin = Admin()
+    upstreams: list[UpstreamTable] = []
+    timeouts: Timeouts = Timeouts()
+    limits: Limits = Limits()
+    keepalive: Keepalive = Keepalive()
+    cache: Cache = Cache()
+    shutdown: Shutdown = Shutdown()
+    log: Log = Log()
+
+
+SECTIONS: dict[str, type[Section]] = {
+    field.name: field.type for field in msgspec.structs.fields(Config) if field.name != "upstreams"
+}
+KEYS = [
+    f"{section}.{field.name}"
+    for section, table in SECTIONS.items()
+    for field in msgspec.structs.fields(table)
+]
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """A configuration and where each value that is not a default came from."""
+
+    config: Config
+    origins: dict[str, str]
+
+
+def load(
+    flags: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Loaded:
+    """Read all layers. `flags`: dotted key -> value, None where not given.
+
+    Raises ConfigError.
+    """
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    upstreams: list[UpstreamTable] = []
+    if file is not None:
+        found, upstreams = _read_file(file)
+        values.update(found)
+        origins.update(dict.fromkeys(found, str(file)))
+        if upstreams:
+            origins["upstreams"] = str(file)
+    for name, key in _environment_keys(os.environ if environment is None else environment).items():
+        values[key] = (os.environ if environment is None else environment)[name]
+        origins[key] = name
+    for key, value in (flags or {}).items():
+        if value is not None:
+            values[key] = value
+            origins[key] = "--" + key.partition(".")[2].replace("_", "-")
+    tables: dict[str, dict[str, object]] = {name: {} for name in SECTIONS}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        tables[section][name] = _convert(key, value, _type_of(key), origins[key])
+    made: dict[str, Any] = {name: SECTIONS[name](**table) for name, table in tables.items()}
+    config = Config(upstreams=upstreams, **made)
+    _check(config)
+    return Loaded(config, origins)
+
+
+def upstream_url(key: str, url: str) -> str:
+    """An upstream's URL as written, checked. Raises ConfigError."""
+    remedy = "expected a URL such as https://api.openai.com"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError(f"{key}: {remedy}") from None
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(f"{key}: a URL with user name or password is not supported; {remedy}")
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ConfigError(f"{key} = {url!r}: {remedy}")
+    if parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"{key}: {remedy}, without query or fragment")
+    return url
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the file."""
+    return msgspec.json.schema(Config, schema_hook=_schema_of)
+
+
+def _schema_of(kind: type) -> dict[str, Any]:
+    if kind is Duration:
+        return {
+            "type": ["number", "string"],
+            "description": "seconds, or a number with ms, s, m, h, d",
+        }
+    if kind is Size:
+        return {
+            "type": ["integer", "string"],
+            "description": "bytes, or a number with KiB, MiB, GiB",
+        }
+    raise NotImplementedError(kind)  # reason: the protocol of schema_hook
+
+
+def _read_file(path: Path) -> tuple[dict[str, object], list[UpstreamTable]]:
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    values: dict[str, object] = {}
+    upstreams: list[UpstreamTable] = []
+    for section, table in tree.items():
+        if section == "upstreams":
+            upstreams = _read_upstreams(table)
+            continue
+        if section not in SECTIONS:
+            raise ConfigError(f"[{section}]: unknown table{_nearest(section, [*SECTIONS, 'upstreams'])}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{section}: expected a table: write [{section}] and keys below it")
+        for name, value in table.items():
+            key = f"{section}.{name}"
+            if key not in KEYS:
+                raise ConfigError(f"{key}: unknown key{_nearest(key, KEYS)}")
+            values[key] = value
+    return values, upstreams
+
+
+def _read_upstreams(entries: object) -> list[UpstreamTable]:
+    if not isinstance(entries, list):
+        raise ConfigError("upstreams: expected [[upstreams]] with double brackets")
+    known = [field.name for field in msgspec.structs.fields(UpstreamTable)]
+    made = []
+    for number, entry in enumerate(entries):
+        where = f"upstreams[{number}]"
+        if not isinstance(entry, dict):
+            raise ConfigError(f"{where}: expected a table with name, url and paths")
+        for name in entry:
+            if name not in known:
+                raise ConfigError(f"{where}.{name}: unknown key{_nearest(name, known)}")
+        try:
+            made.append(msgspec.convert(entry, UpstreamTable))
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{where}: {_plain(error)}") from None
+    return made
+
+
+def _environment_keys(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variable -> dotted key, for the variables that are ours."""
+    known = {PREFIX + key.replace(".", "__").upper(): key for key in KEYS}
+    loose = {name.replace("_", ""): name for name in known}
+    found = {}
+    for name in environment:
+        if not name.startswith(PREFIX):
+            continue
+        if name in known:
+            found[name] = known[name]
+        elif name.replace("_", "") in loose:
+            raise ConfigError(f"{name}: unknown variable; did you mean {loose[name.replace('_', '')]}?")
+        elif "__" in name.removeprefix(PREFIX):
+            raise ConfigError(f"{name}: unknown variable{_nearest(name, list(known))}")
+    return found
+
+
+def _type_of(key: str) -> Any:
+    section, _, name = key.partition(".")
+    return next(field.type for field in msgspec.structs.fields(SECTIONS[section]) if field.name == name)
+
+
+def _convert(key: str, value: object, kind: Any, origin: str) -> object:
+    if key == "keepalive.early" and str(value).lower() in ("off", "false"):
+        value = 0
+    try:
+        return msgspec.convert(value, kind, strict=False, dec_hook=lambda kind, raw: kind.parse(raw))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{key} = {value!r}: {_plain(error)} (from {origin})") from None
+
+
+def _plain(error: Exception) -> str:
+    """msgspec's message, as a remedy."""
+    message = str(error).partition(" - at ")[0]
+    return message[:1].lower() + message[1:]
+
+
+def _check(config: Config) -> None:
+    if config.server.upstream is not None:
+        upstream_url("server.upstream", config.server.upstream)
+    names = set()
+    for number, entry in enumerate(config.upstreams):
+        where = f"upstreams[{number}]"
+        upstream_url(f"{where}.url", entry.url)
+        if entry.name in names or not entry.name:
+            raise ConfigError(f"{where}.name = {entry.name!r}: expected a name that no other upstream has")
+        names.add(entry.name)
+        for prefix in entry.paths:
+            if not prefix.startswith("/") or "?" in prefix:
+                raise ConfigError(f"{where}.paths: {prefix!r} is no path prefix; expected one such as /v1")
+    if config.server.upstream is not None and config.upstreams:
+        raise ConfigError("server.upstream and [[upstreams]] exclude each other: keep one of them")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"

@@ -1,0 +1,186 @@
+"""What is known of one upstream answer as its bytes go by: where events end, what they say, when.
+
+`Answer` reads a copy. Nothing it concludes changes a byte of what is forwarded; it only tells whether
+bytes may be inserted here, whether the answer is whole, and what the latency line can say of it.
+"""
+
+from sidecar.core.decode import Decoder
+from sidecar.core.dialects import OTHER_SSE, Dialect, Facts
+from sidecar.core.dialects.base import loads
+from sidecar.core.latency import Gaps
+from sidecar.core.lines import ArrayFramer, LineFramer
+from sidecar.core.sse import Framer, SSEFramer, data_of
+from sidecar.core.types import DeltaKind, Head, Intent, Request
+
+_SURPRISES = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+)
+"""What reading somebody else's JSON can raise. Learning nothing is then the right answer."""
+
+_FRAMERS: dict[str, type[SSEFramer] | type[LineFramer] | type[ArrayFramer]] = {
+    "sse": SSEFramer,
+    "ndjson": LineFramer,
+    "array": ArrayFramer,
+}
+
+
+class Answer:
+    """The reading of one answer. Made with the request, begun with the head."""
+
+    __slots__ = (
+        "_complete",
+        "_decoder",
+        "_framer",
+        "_plain",
+        "bytes",
+        "dialect",
+        "events",
+        "facts",
+        "first_at",
+        "first_kind",
+        "gaps",
+        "identity",
+        "intent",
+        "last_at",
+        "query",
+        "streaming",
+        "unreadable",
+    )
+
+    def __init__(self, request: Request, dialect: Dialect | None, intent: Intent) -> None:
+        self.dialect = dialect
+        self.intent = intent
+        self.query = request.query
+        self.facts = Facts()
+        self.gaps = Gaps()
+        self.events = 0
+        self.bytes = 0
+        self.first_at = 0.0
+        self.first_kind: DeltaKind | None = None
+        self.last_at = 0.0
+        self.streaming = False
+        """The answer is a stream of events whose format is known."""
+        self.identity = True
+        """Its bytes are not compressed."""
+        self.unreadable = False
+        """Some event could not be parsed: it is forwarded, and never stored."""
+        self._framer: Framer | None = None
+        self._decoder: Decoder | None = None
+        self._plain = bytearray()
+        self._complete = False
+
+    def begin(self, head: Head) -> None:
+        """Choose how to read the body, by what the answer says it is."""
+        encoding = head.fields.get(b"content-encoding", b"identity")
+        self.identity = encoding in (b"identity", b"")
+        kind = head.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        ok = 200 <= head.status < 300
+        if kind == b"text/event-stream":
+            if self.dialect is None or self.dialect.framing_of(self.query) == "ndjson":
+                self.dialect = OTHER_SSE
+            self.streaming = ok
+            framing = "sse"
+        elif self.dialect is not None and self.intent.stream:
+            framing = self.dialect.framing_of(self.query)
+            self.streaming = ok and framing != "sse"
+        if self.streaming:
+            self._framer = _FRAMERS[framing]()
+        if not self.identity and self.dialect is not None:
+            self._decoder = Decoder(encoding)
+
+    @property
+    def readable(self) -> bool:
+        """Whether all of the body could be looked at so far."""
+        return self._decoder is None or not self._decoder.failed
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether a keepalive or a whole event may be written after the bytes so far."""
+        return (
+            self.streaming
+            and self.identity
+            and self._framer is not None
+            and self._framer.at_boundary
+            and not self.over
+        )
+
+    @property
+    def over(self) -> bool:
+        """The terminal marker, or the provider's own error, went by: nothing may follow."""
+        return self.facts.terminal or self.facts.error is not None
+
+    @property
+    def keepalive(self) -> bytes | None:
+        """What to write at a boundary to show life, in the upstream's own line end."""
+        if self.dialect is None or self._framer is None:
+            return None
+        frame = self.dialect.keepalive
+        return self._framer.newline if frame == b"\n" else frame
+
+    @property
+    def closing(self) -> bytes:
+        """What closes off a half event, so that an error frame after it is read as one."""
+        return self._framer.closing if self._framer is not None else b""
+
+    def feed(self, chunk: bytes, now: float) -> list[int]:
+        """Take the next bytes of the body; return the offsets at which events ended.
+
+        `now`: when they arrived, in seconds of `time.perf_counter`. The offsets count in the body
+        as sent, so there are none for a compressed one.
+        """
+        self.bytes += len(chunk)
+        if self._framer is None:
+            return []
+        frames = self._framer.feed(self._decoder.feed(chunk) if self._decoder else chunk)
+        for frame in frames:
+            self._event(frame.block, now)
+        return [frame.end for frame in frames] if self.identity else []
+
+    def close(self, now: float) -> bool:
+        """At a clean end of the body: whether this was the whole answer."""
+        if self._framer is None or self.dialect is None:
+            return True
+        for frame in self._framer.close():
+            self._event(frame.block, now)
+        return not self.readable or self.over or self.dialect.ended(self.facts)
+
+    def read_whole(self, body: bytes) -> None:
+        """Learn from an answer that was not a stream; for after the client has it."""
+        if self.dialect is None or self.streaming:
+            return
+        try:
+            plain = self._decoder.feed(body) if self._decoder else body
+            if plain:
+                parsed = loads(plain)
+                if isinstance(parsed, dict):
+                    self.dialect.whole(parsed, self.facts)
+        except _SURPRISES:
+            self.unreadable = True
+
+    def _event(self, block: bytes | None, now: float) -> None:
+        kind: DeltaKind | None = None
+        if block is None:
+            # Too long to be read. Whatever it says, a person has something to look at now.
+            self.unreadable = True
+            kind = "content"
+        else:
+            data = data_of(block) if isinstance(self._framer, SSEFramer) else block.strip()
+            if data is None or self.dialect is None:
+                return
+            try:
+                kind = self.dialect.read(data, self.facts)
+            except _SURPRISES:
+                self.unreadable = True
+        self.events += 1
+        if kind is None:
+            return
+        if self.first_kind is None:
+            self.first_at, self.first_kind = now, kind
+        else:
+            self.gaps.add(now - self.last_at)
+        self.last_at = now

@@ -1,0 +1,25 @@
+"""The registry: every module of this package that has `DIALECTS` is part of it."""
+
+import pkgutil
+from importlib import import_module
+
+from sidecar.core.dialects.base import Dialect, Facts
+from sidecar.core.dialects.other import OTHER_SSE
+
+__all__ = ["DIALECTS", "OTHER_SSE", "Dialect", "Facts", "recognise"]
+
+
+def _registered() -> tuple[Dialect, ...]:
+    modules = (import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+    return tuple(dialect for module in modules for dialect in getattr(module, "DIALECTS", ()))
+
+
+DIALECTS = _registered()
+
+
+def recognise(method: str, path: str) -> Dialect | None:
+    """The wire format of a request, or None when it is no model call. No path is claimed twice."""
+    for dialect in DIALECTS:
+        if dialect.matches(method, path):
+            return dialect
+    return None

@@ -1,0 +1,85 @@
+"""Anthropic Messages: typed events, cumulative usage, its own ping as keepalive."""
+
+from sidecar.core.dialects.base import (
+    Dialect,
+    Facts,
+    Json,
+    count,
+    dumps,
+    error_name,
+    loads,
+    text,
+)
+from sidecar.core.errors import sentence
+from sidecar.core.types import DeltaKind, Fault
+
+_DELTAS: dict[str, DeltaKind] = {
+    "text_delta": "content",
+    "thinking_delta": "reasoning",
+    "input_json_delta": "tool",
+}
+
+
+class Messages(Dialect):
+    name = "anthropic.messages"
+    provider = "anthropic"
+    operation = "chat"
+    keepalive = b'event: ping\ndata: {"type": "ping"}\n\n'
+    ids = True
+
+    def matches(self, method: str, path: str) -> bool:
+        return method == "POST" and path.endswith("/v1/messages")
+
+    def read(self, data: bytes, facts: Facts) -> DeltaKind | None:
+        event = loads(data)
+        kind = event["type"]
+        if kind == "content_block_delta":
+            return self._delta(event["delta"])
+        if kind == "message_start":
+            facts.model = text(event["message"].get("model"))
+            self._usage(event["message"].get("usage"), facts)
+        elif kind == "message_delta":
+            facts.finish = text(event["delta"].get("stop_reason")) or facts.finish
+            self._usage(event.get("usage"), facts)
+        elif kind == "message_stop":
+            facts.terminal = True
+        elif kind == "error":
+            facts.error = error_name(event.get("error"))
+        return None
+
+    @staticmethod
+    def _delta(delta: Json) -> DeltaKind | None:
+        # Empty deltas open a block; only the first byte of something ends the wait.
+        kind = _DELTAS.get(delta["type"])
+        filled = delta.get("text") or delta.get("thinking") or delta.get("partial_json")
+        return kind if filled else None
+
+    def whole(self, body: Json, facts: Facts) -> None:
+        facts.model = text(body.get("model"))
+        facts.finish = text(body.get("stop_reason"))
+        self._usage(body.get("usage"), facts)
+
+    @staticmethod
+    def _usage(usage: object, facts: Facts) -> None:
+        """`message_delta` repeats only some of the counts of `message_start`: keep the others."""
+        if not isinstance(usage, dict):
+            return
+        facts.output_tokens = count(usage.get("output_tokens")) or facts.output_tokens
+        cached = count(usage.get("cache_read_input_tokens"))
+        if cached is not None:
+            facts.cached_input_tokens = cached
+        fresh = count(usage.get("input_tokens"))
+        if fresh is not None:
+            # `input_tokens` counts only what no cache of the provider's took part in.
+            written = count(usage.get("cache_creation_input_tokens")) or 0
+            facts.input_tokens = fresh + written + (cached or 0)
+
+    def error_body(self, fault: Fault, status: int) -> bytes:
+        kind = "api_error" if status >= 500 else "invalid_request_error"
+        return dumps({"type": "error", "error": {"type": kind, "message": sentence(fault)}})
+
+    def error_frame(self, fault: Fault, status: int, upstream: bytes | None = None) -> bytes:
+        return b"event: error\ndata: " + (upstream or self.error_body(fault, status)) + b"\n\n"
+
+
+DIALECTS = (Messages(),)

@@ -1,0 +1,88 @@
+"""Gemini: streams by path, SSE only with `alt=sse`, and no end marker but a finish reason."""
+
+from sidecar.core.dialects.base import (
+    Dialect,
+    Facts,
+    Framing,
+    Json,
+    count,
+    dumps,
+    error_name,
+    loads,
+    text,
+)
+from sidecar.core.errors import sentence
+from sidecar.core.types import DeltaKind, Fault, Intent
+
+_STATUS = {
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+_CALLS = ("functionCall", "executableCode", "codeExecutionResult")
+
+
+class Gemini(Dialect):
+    name = "gemini.generate_content"
+    provider = "gcp.gemini"
+    operation = "generate_content"
+    keepalive = b"\n"
+
+    def matches(self, method: str, path: str) -> bool:
+        return method == "POST" and path.endswith((":generateContent", ":streamGenerateContent"))
+
+    def framing_of(self, query: str) -> Framing:
+        return "sse" if "alt=sse" in query.split("&") else "array"
+
+    def intent(self, path: str, body: Json) -> Intent:
+        model, _, verb = path.rpartition("/")[2].partition(":")
+        return Intent(model=model or None, stream=verb == "streamGenerateContent")
+
+    def read(self, data: bytes, facts: Facts) -> DeltaKind | None:
+        event = loads(data)
+        if event.get("error"):
+            facts.error = error_name(event["error"])
+            return None
+        return self._chunk(event, facts)
+
+    def whole(self, body: Json, facts: Facts) -> None:
+        self._chunk(body, facts)
+
+    def ended(self, facts: Facts) -> bool:
+        return facts.finish is not None
+
+    @staticmethod
+    def _chunk(event: Json, facts: Facts) -> DeltaKind | None:
+        facts.model = text(event.get("modelVersion")) or facts.model
+        usage = event.get("usageMetadata")
+        if isinstance(usage, dict):
+            facts.input_tokens = count(usage.get("promptTokenCount"))
+            facts.cached_input_tokens = count(usage.get("cachedContentTokenCount"))
+            facts.reasoning_tokens = count(usage.get("thoughtsTokenCount"))
+            spoken = count(usage.get("candidatesTokenCount"))
+            # Google counts thoughts beside the candidates, OpenTelemetry wants all output tokens.
+            facts.output_tokens = None if spoken is None else spoken + (facts.reasoning_tokens or 0)
+        blocked = (event.get("promptFeedback") or {}).get("blockReason")
+        facts.finish = text(blocked) or facts.finish
+        kind: DeltaKind | None = None
+        for candidate in event.get("candidates") or ():
+            facts.finish = text(candidate.get("finishReason")) or facts.finish
+            for part in (candidate.get("content") or {}).get("parts") or ():
+                kind = kind or _part(part)
+        return kind
+
+    def error_body(self, fault: Fault, status: int) -> bytes:
+        code = _STATUS.get(status, "UNAVAILABLE" if status >= 500 else "FAILED_PRECONDITION")
+        return dumps({"error": {"code": status, "message": sentence(fault), "status": code}})
+
+
+def _part(part: Json) -> DeltaKind | None:
+    if any(name in part for name in _CALLS):
+        return "tool"
+    if part.get("text"):
+        return "reasoning" if part.get("thought") else "content"
+    return "content" if "inlineData" in part else None
+
+
+DIALECTS = (Gemini(),)

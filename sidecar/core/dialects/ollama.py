@@ -1,0 +1,80 @@
+"""Ollama: NDJSON, streaming unless told otherwise, `"done": true` at the end."""
+
+from typing import ClassVar
+
+from sidecar.core.dialects.base import Dialect, Facts, Json, count, dumps, loads, text
+from sidecar.core.errors import sentence
+from sidecar.core.types import DeltaKind, Fault, Intent
+
+
+class Ollama(Dialect):
+    """What chat and generate share."""
+
+    provider = "ollama"
+    framing = "ndjson"
+    keepalive = b" "
+    path: ClassVar[str]
+
+    def matches(self, method: str, path: str) -> bool:
+        return method == "POST" and path.endswith(self.path)
+
+    def intent(self, path: str, body: Json) -> Intent:
+        return Intent(model=text(body.get("model")), stream=body.get("stream") is not False)
+
+    def read(self, data: bytes, facts: Facts) -> DeltaKind | None:
+        line = loads(data)
+        if line.get("error"):
+            facts.error = "error"
+            return None
+        self._common(line, facts)
+        facts.terminal = line.get("done") is True
+        return self.delta(line)
+
+    def delta(self, line: Json) -> DeltaKind | None:
+        """What one line carries."""
+        raise NotImplementedError(self.name)  # reason: a dialect without it is a programming error
+
+    def whole(self, body: Json, facts: Facts) -> None:
+        self._common(body, facts)
+
+    @staticmethod
+    def _common(line: Json, facts: Facts) -> None:
+        facts.model = text(line.get("model")) or facts.model
+        if line.get("done") is True:
+            facts.finish = text(line.get("done_reason"))
+            facts.input_tokens = count(line.get("prompt_eval_count"))
+            facts.output_tokens = count(line.get("eval_count"))
+
+    def error_body(self, fault: Fault, status: int) -> bytes:
+        return dumps({"error": sentence(fault)})
+
+    def error_frame(self, fault: Fault, status: int, upstream: bytes | None = None) -> bytes:
+        return (upstream or self.error_body(fault, status)) + b"\n"
+
+
+class Chat(Ollama):
+    name = "ollama.chat"
+    operation = "chat"
+    path = "/api/chat"
+
+    def delta(self, line: Json) -> DeltaKind | None:
+        message = line.get("message") or {}
+        if message.get("content"):
+            return "content"
+        if message.get("tool_calls"):
+            return "tool"
+        return "reasoning" if message.get("thinking") else None
+
+
+class Generate(Ollama):
+    name = "ollama.generate"
+    operation = "text_completion"
+    path = "/api/generate"
+
+    def delta(self, line: Json) -> DeltaKind | None:
+        if line.get("response"):
+            return "content"
+        return "reasoning" if line.get("thinking") else None
+
+
+DIALECTS = (Chat(), Generate())

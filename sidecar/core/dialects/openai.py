@@ -1,0 +1,118 @@
+"""OpenAI chat completions and legacy completions, and everyone who speaks them."""
+
+from sidecar.core.dialects.base import (
+    Dialect,
+    Facts,
+    Json,
+    count,
+    dumps,
+    error_name,
+    loads,
+    openai_error,
+    text,
+)
+from sidecar.core.types import DeltaKind, Fault
+
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+"""DeepSeek and vLLM, OpenRouter, others: nobody agreed on a name."""
+
+
+def read_usage(usage: object, facts: Facts) -> None:
+    """`usage` of chat, completions and embeddings."""
+    if not isinstance(usage, dict):
+        return
+    facts.input_tokens = count(usage.get("prompt_tokens"))
+    facts.output_tokens = count(usage.get("completion_tokens"))
+    details = usage.get("prompt_tokens_details")
+    if isinstance(details, dict):
+        facts.cached_input_tokens = count(details.get("cached_tokens"))
+    details = usage.get("completion_tokens_details")
+    if isinstance(details, dict):
+        facts.reasoning_tokens = count(details.get("reasoning_tokens"))
+
+
+class OpenAI(Dialect):
+    """What chat and legacy completions share."""
+
+    provider = "openai"
+    keepalive = b": keepalive\n"
+    ids = True
+
+    def read(self, data: bytes, facts: Facts) -> DeltaKind | None:
+        if data == b"[DONE]":
+            facts.terminal = True
+            return None
+        event = loads(data)
+        error = event.get("error")
+        if error:
+            facts.error = error_name(error)
+            return None
+        facts.model = facts.model or text(event.get("model"))
+        if event.get("usage"):
+            read_usage(event["usage"], facts)
+        kind: DeltaKind | None = None
+        for choice in event["choices"]:
+            facts.finish = text(choice.get("finish_reason")) or facts.finish
+            kind = kind or self.delta(choice)
+        return kind
+
+    def delta(self, choice: Json) -> DeltaKind | None:
+        """What one choice of a chunk carries."""
+        raise NotImplementedError(self.name)  # reason: a dialect without it is a programming error
+
+    def whole(self, body: Json, facts: Facts) -> None:
+        facts.model = text(body.get("model"))
+        read_usage(body.get("usage"), facts)
+        for choice in body["choices"]:
+            facts.finish = text(choice.get("finish_reason")) or facts.finish
+
+    def error_body(self, fault: Fault, status: int) -> bytes:
+        return dumps(openai_error(fault, status))
+
+
+class Chat(OpenAI):
+    name = "openai.chat"
+    operation = "chat"
+
+    def matches(self, method: str, path: str) -> bool:
+        return method == "POST" and path.endswith("/chat/completions")
+
+    def delta(self, choice: Json) -> DeltaKind | None:
+        delta = choice.get("delta") or {}
+        if delta.get("content") or delta.get("refusal") or delta.get("audio"):
+            return "content"
+        if delta.get("tool_calls") or delta.get("function_call"):
+            return "tool"
+        return "reasoning" if any(delta.get(name) for name in _REASONING) else None
+
+
+class Completions(OpenAI):
+    name = "openai.completions"
+    operation = "text_completion"
+
+    def matches(self, method: str, path: str) -> bool:
+        return method == "POST" and path.endswith("/completions") and not path.endswith("/chat/completions")
+
+    def delta(self, choice: Json) -> DeltaKind | None:
+        return "content" if choice.get("text") else None
+
+
+class Embeddings(Dialect):
+    """`.../embeddings`; never a stream."""
+
+    name = "openai.embeddings"
+    provider = "openai"
+    operation = "embeddings"
+
+    def matches(self, method: str, path: str) -> bool:
+        return method == "POST" and path.endswith("/embeddings")
+
+    def whole(self, body: Json, facts: Facts) -> None:
+        facts.model = text(body.get("model"))
+        read_usage(body.get("usage"), facts)
+
+    def error_body(self, fault: Fault, status: int) -> bytes:
+        return dumps(openai_error(fault, status))
+
+
+DIALECTS = (Chat(), Completions(), Embeddings())

@@ -1,0 +1,80 @@
+"""OpenAI Responses: typed events, usage in the terminal one, no `[DONE]`."""
+
+from sidecar.core.dialects.base import (
+    Dialect,
+    Facts,
+    Json,
+    count,
+    dumps,
+    error_name,
+    loads,
+    openai_error,
+    text,
+)
+from sidecar.core.types import DeltaKind, Fault
+
+_TERMINAL = frozenset({"response.completed", "response.incomplete"})
+_DELTAS: dict[str, DeltaKind] = {
+    "response.output_text.delta": "content",
+    "response.refusal.delta": "content",
+    "response.audio.delta": "content",
+    "response.image_generation_call.partial_image": "content",
+    "response.reasoning_text.delta": "reasoning",
+    "response.reasoning_summary_text.delta": "reasoning",
+    "response.function_call_arguments.delta": "tool",
+    "response.custom_tool_call_input.delta": "tool",
+    "response.mcp_call_arguments.delta": "tool",
+    "response.code_interpreter_call_code.delta": "tool",
+}
+
+
+class Responses(Dialect):
+    name = "openai.responses"
+    provider = "openai"
+    operation = "chat"
+    keepalive = b": keepalive\n"
+    ids = True
+
+    def matches(self, method: str, path: str) -> bool:
+        return method == "POST" and path.endswith("/responses")
+
+    def read(self, data: bytes, facts: Facts) -> DeltaKind | None:
+        if data == b"[DONE]":  # some compatible servers add it
+            return None
+        event = loads(data)
+        kind = event["type"]
+        delta = _DELTAS.get(kind)
+        if delta is not None:
+            return delta
+        if kind == "error":
+            facts.error = error_name(event.get("error") or event)
+        elif kind in _TERMINAL:
+            facts.terminal = True
+        elif kind in ("response.failed", "response.cancelled"):
+            facts.error = error_name(event["response"].get("error"))
+        if isinstance(event.get("response"), dict):
+            self.whole(event["response"], facts)
+        return None
+
+    def whole(self, body: Json, facts: Facts) -> None:
+        facts.model = text(body.get("model")) or facts.model
+        facts.finish = text(body.get("status"))
+        usage = body.get("usage")
+        if isinstance(usage, dict):
+            facts.input_tokens = count(usage.get("input_tokens"))
+            facts.output_tokens = count(usage.get("output_tokens"))
+            facts.cached_input_tokens = count((usage.get("input_tokens_details") or {}).get("cached_tokens"))
+            facts.reasoning_tokens = count((usage.get("output_tokens_details") or {}).get("reasoning_tokens"))
+
+    def error_body(self, fault: Fault, status: int) -> bytes:
+        return dumps(openai_error(fault, status))
+
+    def error_frame(self, fault: Fault, status: int, upstream: bytes | None = None) -> bytes:
+        error = openai_error(fault, status)
+        if upstream is not None:
+            given = loads(upstream)
+            error = given if isinstance(given, dict) and given.get("error") else {"error": given}
+        return b"event: error\ndata: " + dumps({"type": "error", **error}) + b"\n\n"
+
+
+DIALECTS = (Responses(),)

@@ -1,0 +1,78 @@
+"""Which header fields end at a proxy, and which go through."""
+
+from collections.abc import Iterable
+
+from sidecar.core.types import Headers
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+"""RFC 9110, 7.6.1, and the two proxy credentials, which are meant for the nearest proxy only."""
+
+NOT_FORWARDED = HOP_BY_HOP | {b"expect"}
+"""`Expect: 100-continue` is answered here: waiting for the upstream's 100 would cost a round trip."""
+
+_NEVER_NOMINATED = frozenset({b"close", b"content-length", b"host", b"cache-control", b"authorization"})
+"""Names that `Connection:` may not take away: framing, routing, and what changes who is asking."""
+
+
+def index(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Fields by lower-case name. Repeated fields are joined as RFC 9110, 5.3 has it."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        key = name.lower()
+        found[key] = found[key] + b", " + value if key in found else value
+    return found
+
+
+def tokens(value: bytes) -> set[bytes]:
+    """The members of a comma-separated list, in lower case."""
+    return {part.strip().lower() for part in value.split(b",")} - {b""}
+
+
+def end_to_end(
+    headers: Headers, fields: dict[bytes, bytes], drop: frozenset[bytes] = HOP_BY_HOP
+) -> list[tuple[bytes, bytes]]:
+    """What goes through: order, case and repetition kept; hop-by-hop and nominated fields gone."""
+    nominated = fields.get(b"connection")
+    if nominated is not None:
+        drop = drop | (tokens(nominated) - _NEVER_NOMINATED)
+    return [field for field in headers if field[0].lower() not in drop]
+
+
+def request_fields(headers: Headers, fields: dict[bytes, bytes], host: bytes) -> list[tuple[bytes, bytes]]:
+    """The client's fields as the upstream gets them: its own `Host`, and no `Slipstream-*`."""
+    kept = []
+    for field in end_to_end(headers, fields, NOT_FORWARDED):
+        key = field[0].lower()
+        if key == b"host":
+            kept.append((field[0], host))
+        elif not key.startswith(b"slipstream-"):
+            kept.append(field)
+    if b"host" not in fields:
+        kept.insert(0, (b"Host", host))
+    return kept
+
+
+def render(start: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A message head on the wire.
+
+    Raises ValueError when a name, a value or the start line would break out of its line: whatever
+    let it in, it goes no further (header injection, RFC 9112, 11.1).
+    """
+    lines = [start, *(b"%b: %b" % field for field in fields), b"", b""]
+    head = b"\r\n".join(lines)
+    breaks = len(lines) - 1
+    if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
+        raise ValueError("a header field holds CR, LF or NUL")
+    return head

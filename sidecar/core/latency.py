@@ -1,0 +1,214 @@
+"""One record of where a request's time went.
+
+Definitions (all times in milliseconds, from `time.perf_counter` differences):
+
+- `ttfb_ms`: from the request's head being read to the answer's head being written.
+- `ttft_ms`: to the first content, reasoning or tool-call delta; `ttft_kind` says which. Role-only
+  chunks, pings and comments do not count. Streams only.
+- `itl_*`: gaps between those deltas, as they arrived from the upstream.
+- `tpot_ms`: from first to last delta, per output token after the first; by the provider's own count
+  where it gave one, else per event.
+- `overhead_ms`: what the sidecar itself added: request read to upstream request written, without
+  waiting for the client's body or the connection; the upstream's head to its being written; and the
+  longest that any chunk lay here while the client was ready to take it.
+"""
+
+import math
+import secrets
+import time
+from array import array
+from collections.abc import Mapping
+
+import msgspec
+
+from sidecar.core.types import Outcome, Timings
+
+_GAPS = 8192
+
+
+class Gaps:
+    """Gaps between events, in seconds, in bounded memory.
+
+    Up to 8192 are all kept. Past that, every second, then every fourth, ... stands for its
+    neighbours; the maximum is always exact.
+    """
+
+    __slots__ = ("_kept", "_skip", "_stride", "longest")
+
+    def __init__(self) -> None:
+        self._kept = array("f")
+        self._stride = 1
+        self._skip = 0
+        self.longest = 0.0
+
+    def add(self, gap: float) -> None:
+        if gap > self.longest:
+            self.longest = gap
+        if self._skip:
+            self._skip -= 1
+            return
+        self._kept.append(gap)
+        self._skip = self._stride - 1
+        if len(self._kept) > _GAPS:
+            self._kept = self._kept[::2]
+            self._stride *= 2
+            self._skip = self._stride - 1
+
+    def percentiles(self, *shares: float) -> list[float | None]:
+        """Nearest-rank percentiles; None where there was no gap."""
+        ordered = sorted(self._kept)
+        if not ordered:
+            return [None] * len(shares)
+        last = len(ordered) - 1
+        return [ordered[min(last, math.ceil(share * len(ordered)) - 1)] for share in shares]
+
+
+NO_GAPS = Gaps()
+
+
+class Trace(msgspec.Struct):
+    """What the shell learns of one request while serving it. Times: `time.perf_counter`, seconds."""
+
+    request_id: str
+    method: str
+    path: str
+    timestamp: float
+    """Wall clock at the start, seconds since the epoch."""
+    started: float
+    trace_id: str | None = None
+    tenant: str | None = None
+    feature: str | None = None
+    upstream: str | None = None
+    provider: str | None = None
+    operation: str | None = None
+    model: str | None = None
+    stream: bool = False
+    status: int | None = None
+    waited: float = 0.0
+    """Seconds spent waiting for the client's body."""
+    timings: Timings | None = None
+    head_at: float = 0.0
+    delay: float = 0.0
+    keepalives: int = 0
+    retries: int = 0
+    outcome: Outcome = Outcome.COMPLETE
+    error: str | None = None
+
+    @classmethod
+    def begin(cls, method: str) -> "Trace":
+        """A trace that starts now."""
+        return cls(
+            request_id=secrets.token_hex(8),
+            method=method,
+            path="",
+            timestamp=time.time(),
+            started=time.perf_counter(),
+        )
+
+
+class Heard(msgspec.Struct, frozen=True):
+    """What the answer itself told, for the record."""
+
+    response_model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_input_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    events: int = 0
+    bytes: int = 0
+    """Bytes of body sent to the client."""
+    first_at: float = 0.0
+    first_kind: str | None = None
+    last_at: float = 0.0
+    gaps: Gaps = NO_GAPS
+
+
+def trace_id(traceparent: bytes | None) -> str | None:
+    """The trace id of a valid W3C `traceparent` (version 00 and up), else None."""
+    if traceparent is None:
+        return None
+    parts = traceparent.split(b"-")
+    if len(parts) < 4 or [len(part) for part in parts[:4]] != [2, 32, 16, 2]:
+        return None
+    found = parts[1]
+    if found.strip(b"0123456789abcdef") or not found.strip(b"0") or parts[0] == b"ff":
+        return None
+    return found.decode()
+
+
+def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
+    """The fields of the latency line, in the order people read them."""
+    begun = trace.started
+    timings = trace.timings
+    # What arrived with the head still had to wait for the head to be written.
+    first = max(heard.first_at, trace.head_at) - begun if heard.first_kind else None
+    speaking = heard.last_at - heard.first_at
+    tokens = heard.output_tokens if heard.output_tokens is not None else heard.events
+    p50, p99 = heard.gaps.percentiles(0.5, 0.99)
+    longest = heard.gaps.longest if p50 is not None else None
+    return {
+        "request_id": trace.request_id,
+        "trace_id": trace.trace_id,
+        "tenant": trace.tenant,
+        "method": trace.method,
+        "path": trace.path,
+        "upstream": trace.upstream,
+        "provider": trace.provider,
+        "operation": trace.operation,
+        "model": trace.model,
+        "response_model": heard.response_model,
+        "stream": trace.stream,
+        "status": trace.status,
+        "outcome": trace.outcome.value,
+        "cache": "off",
+        "ttfb_ms": _ms(trace.head_at - begun) if trace.head_at else None,
+        "ttft_ms": _ms(first),
+        "ttft_kind": heard.first_kind,
+        "tpot_ms": _ms(speaking / (tokens - 1)) if heard.first_kind and tokens > 1 else None,
+        "itl_p50_ms": _ms(p50),
+        "itl_p99_ms": _ms(p99),
+        "itl_max_ms": _ms(longest),
+        "total_ms": _ms(now - begun),
+        "overhead_ms": _ms(_overhead(trace)),
+        "phases": _phases(trace, timings),
+        "tokens_per_second": (
+            round(heard.output_tokens / speaking, 1) if heard.output_tokens and speaking > 0 else None
+        ),
+        "input_tokens": heard.input_tokens,
+        "output_tokens": heard.output_tokens,
+        "cached_input_tokens": heard.cached_input_tokens,
+        "reasoning_tokens": heard.reasoning_tokens,
+        "events": heard.events,
+        "bytes": heard.bytes,
+        "keepalives": trace.keepalives,
+        "retries": trace.retries,
+        "feature": trace.feature,
+        "error": trace.error,
+    }
+
+
+def server_timing(trace: Trace) -> bytes:
+    """What is known when the head is written, as the value of a `Server-Timing` header."""
+    phases = _phases(trace, trace.timings)
+    return ", ".join(f"{name[:-3]};dur={value}" for name, value in phases.items()).encode()
+
+
+def _phases(trace: Trace, timings: Timings | None) -> Mapping[str, float | None]:
+    phases = {"read_ms": _ms(trace.waited)}
+    if timings is not None:
+        phases["connect_ms"] = _ms(timings.connected - timings.started)
+        phases["upstream_ms"] = _ms(timings.head - timings.sent)
+    return phases
+
+
+def _overhead(trace: Trace) -> float | None:
+    timings = trace.timings
+    if timings is None:
+        return None
+    before = timings.started - trace.started - trace.waited + (timings.sent - timings.connected)
+    after = trace.head_at - timings.head if trace.head_at else 0.0
+    return max(before, 0.0) + max(after, 0.0) + trace.delay
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 3)

@@ -1,0 +1,135 @@
+"""A response as an append-only log of bytes.
+
+One writer (the pump) commits a head, appends chunks and finishes once. Any number of readers hold an
+offset each. The recording knows neither tasks nor sockets: whoever waits registers something with a
+`wake()`, and is woken after every change.
+
+Memory: while `retained` is true every byte stays, so that a reader may still start at offset 0. Past
+`limit` bytes, or when retention was never asked for, bytes are dropped once all readers are past them.
+"""
+
+from array import array
+from typing import Protocol
+
+from sidecar.core.types import End, Head
+
+
+class Waker(Protocol):
+    """A reader, as the recording sees it."""
+
+    offset: int
+
+    def wake(self) -> None:
+        """Something changed; cheap, synchronous, may be called when nobody waits."""
+
+
+class Recording:
+    """Head, body and end of one answer, growing."""
+
+    __slots__ = (
+        "_base",
+        "_bytes",
+        "_limit",
+        "_low",
+        "_room",
+        "_wakers",
+        "end",
+        "events",
+        "head",
+        "size",
+    )
+
+    def __init__(self, *, limit: int) -> None:
+        """`limit`: bytes kept from the start on; 0 for a body that is only passing through."""
+        self.head: Head | None = None
+        self.end: End | None = None
+        self.size = 0
+        self.events = array("Q")
+        """The offset just past each event, where the format has events."""
+        self._bytes = bytearray()
+        self._base = 0
+        self._limit = limit
+        self._wakers: list[Waker] = []
+        self._room: Waker | None = None
+        self._low = 0
+
+    @property
+    def retained(self) -> bool:
+        """Whether the recording still holds its first byte."""
+        return self._base == 0 and self._limit > 0
+
+    @property
+    def readers(self) -> int:
+        """How many read it now."""
+        return len(self._wakers)
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that even the fastest reader has yet to take: what the writer should wait for."""
+        if not self._wakers:
+            return 0
+        return self.size - max(waker.offset for waker in self._wakers)
+
+    def commit(self, head: Head) -> None:
+        """The point of no return: from here on the client may have seen bytes."""
+        self.head = head
+        self._wake()
+
+    def append(self, chunk: bytes) -> None:
+        self._bytes += chunk
+        self.size += len(chunk)
+        if self.size > self._limit:
+            self._trim()
+        self._wake()
+
+    def finish(self, end: End) -> None:
+        """Seal it. Only the first call counts."""
+        if self.end is None:
+            self.end = end
+            self._wake()
+
+    def attach(self, waker: Waker) -> None:
+        """Raises ValueError when the bytes at the reader's offset are gone."""
+        if waker.offset < self._base:
+            raise ValueError("the recording no longer holds that offset")
+        self._wakers.append(waker)
+
+    def detach(self, waker: Waker) -> None:
+        if waker in self._wakers:
+            self._wakers.remove(waker)
+        self._advanced()
+
+    def take(self, waker: Waker) -> bytes:
+        """All bytes past the reader's offset, joined; moves the offset."""
+        start = waker.offset - self._base
+        data = bytes(self._bytes[start:]) if start else bytes(self._bytes)
+        waker.offset = self.size
+        self._advanced()
+        return data
+
+    def whole(self) -> bytes | None:
+        """The body from its first byte, or None when it is no longer held."""
+        return bytes(self._bytes) if self._base == 0 else None
+
+    def when_room(self, waker: Waker, low: int) -> None:
+        """Wake the writer once the backlog is at most `low`."""
+        self._room, self._low = waker, low
+
+    def _advanced(self) -> None:
+        if self.size > self._limit:
+            self._trim()
+        if self._room is not None and self.backlog <= self._low:
+            room, self._room = self._room, None
+            room.wake()
+
+    def _trim(self) -> None:
+        if not self._wakers:
+            return
+        passed = min(waker.offset for waker in self._wakers) - self._base
+        if passed > 0:
+            del self._bytes[:passed]
+            self._base += passed
+
+    def _wake(self) -> None:
+        for waker in self._wakers:
+            waker.wake()

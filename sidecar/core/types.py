@@ -1,0 +1,81 @@
+"""The values that travel between the parts: what was asked, what came back, how it ended.
+
+All of them are immutable. They know no socket, no event loop and no configuration.
+"""
+
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+
+Headers = tuple[tuple[bytes, bytes], ...]
+"""Raw header fields in wire order, names in the case they were sent in."""
+
+DeltaKind = Literal["content", "reasoning", "tool", "event"]
+"""What a streamed event carried for a person who waits; `event` where the format is not known."""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """The head of one client request."""
+
+    method: str
+    target: bytes
+    """Origin-form, byte for byte as received: path, and `?query` if there was one."""
+    path: str
+    query: str
+    headers: Headers
+    fields: dict[bytes, bytes]
+    """The same headers by lower-case name; repeated ones joined with a comma."""
+    http10: bool = False
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The head of an upstream's answer."""
+
+    status: int
+    reason: bytes
+    headers: Headers
+    fields: dict[bytes, bytes]
+
+
+class Outcome(StrEnum):
+    """How a request ended, as the latency line says it."""
+
+    COMPLETE = "complete"
+    CANCELLED = "cancelled"
+    TRUNCATED = "truncated"
+    UPSTREAM_ERROR = "upstream_error"
+    TIMEOUT = "timeout"
+    REFUSED = "refused"
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """Why the sidecar could not hand over a whole answer of the upstream."""
+
+    kind: str
+    """One of the kinds in `errors.KINDS`; also the value of the `Slipstream-Error` header."""
+    detail: str
+    """For people. Never holds a credential, a prompt or a query string."""
+
+
+class End(msgspec.Struct, frozen=True):
+    """The last entry of a recording."""
+
+    outcome: Outcome
+    fault: Fault | None = None
+
+
+class Intent(msgspec.Struct, frozen=True):
+    """What a request asks of a model, as far as its dialect can tell from path and body."""
+
+    model: str | None = None
+    stream: bool = False
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """When the phases of one upstream call were over, in seconds of `time.perf_counter`."""
+
+    started: float
+    connected: float
+    sent: float
+    head: float

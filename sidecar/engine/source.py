@@ -1,0 +1,58 @@
+"""What the engine needs of an HTTP client, and no more: small enough that another one can replace it."""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from sidecar.core.types import Head, Timings
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where calls go; comes from configuration, never from a request."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One request to an upstream, ready to be written."""
+
+    origin: Origin
+    method: str
+    target: bytes
+    """Origin-form, byte for byte."""
+    headers: list[tuple[bytes, bytes]]
+    """All fields that are sent, in order; framing fields fit the body."""
+    body: bytes = b""
+    """What is there of the body; all of it unless `more`."""
+    more: AsyncIterator[bytes] | None = None
+    """The rest of a body that streams past."""
+    chunked: bool = False
+    """Whether the body is sent with `Transfer-Encoding: chunked`."""
+
+
+class Source(Protocol):
+    """An answer being received."""
+
+    head: Head
+    timings: Timings
+    arrived: float
+    """When the latest bytes came, by `time.perf_counter`."""
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, all that are there; b"" at its clean end.
+
+        Raises UpstreamError when the answer breaks off, after all bytes before that were handed out.
+        """
+
+    def close(self) -> None:
+        """Be done with it, in any state. An unfinished call is aborted at once."""
+
+
+class Upstream(Protocol):
+    """Makes calls."""
+
+    async def open(self, call: Call) -> Source:
+        """Send the request and wait for the head. Raises UpstreamError. Cancelling aborts the call."""

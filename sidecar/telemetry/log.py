@@ -1,0 +1,150 @@
+"""Log lines: structlog in front, one writer thread behind.
+
+A line is rendered on the event loop and written by a thread, in batches: a log pipe that nobody reads
+must not stop traffic (the event loop does no blocking work). What does not fit in the buffer is counted
+and reported, never waited for.
+"""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, BinaryIO, Literal
+
+import orjson
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+from sidecar.telemetry.console import console_line
+
+_FLUSH = 0.05
+_BUFFER = 8 << 20
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+class LineWriter:
+    """Takes lines from one thread, the event loop's, and writes them from another."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lines: list[bytes] = []
+        self._queued = 0
+        self._dropped = 0
+        self._lock = threading.Condition()
+        self._handed: list[bytes] = []
+        self._pending = 0
+        """Bytes handed over and not yet written; changed under the lock only."""
+        self._closed = False
+        self._scheduled = False
+        self._thread = threading.Thread(
+            target=self._run, name="slipstream-log", daemon=True
+        )
+        self._thread.start()
+
+    def write(self, line: bytes) -> None:
+        """Queue one line, newline included."""
+        if self._queued + self._pending + len(line) > _BUFFER:
+            self._dropped += 1
+            return
+        self._lines.append(line)
+        self._queued += len(line)
+        if not self._scheduled:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                self.flush()
+                return
+            self._scheduled = True
+            loop.call_later(_FLUSH, self.flush)
+
+    def flush(self) -> None:
+        """Hand what is queued to the thread."""
+        self._scheduled = False
+        with self._lock:
+            if self._dropped:
+                lost = orjson.dumps(
+                    {
+                        "event": "log_lines_dropped",
+                        "level": "warning",
+                        "lines": self._dropped,
+                    }
+                )
+                self._lines.append(lost + b"\n")
+                self._dropped = 0
+            self._handed += self._lines
+            self._pending += self._queued
+            self._lock.notify()
+        self._lines = []
+        self._queued = 0
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Write what is left, but wait no longer than `timeout` seconds for a reader."""
+        self.flush()
+        with self._lock:
+            self._closed = True
+            self._lock.notify()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                while not self._handed and not self._closed:
+                    self._lock.wait()
+                lines, self._handed = self._handed, []
+                if not lines and self._closed:
+                    return
+            data = b"".join(lines)
+            try:
+                self._stream.write(data)
+                self._stream.flush()
+            except (OSError, ValueError):
+                pass  # nobody to tell: this was the way to tell
+            with self._lock:
+                self._pending -= sum(map(len, lines))
+
+
+class _Sink:
+    """What structlog calls with a rendered line."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._write = writer.write
+
+    def msg(self, line: bytes) -> None:
+        self._write(line)
+
+    debug = info = warning = error = critical = msg
+
+
+def make_logger(
+    writer: LineWriter, form: Literal["json", "console"], level: str
+) -> FilteringBoundLogger:
+    """A logger for one process. It takes events and fields, never sentences with data in them."""
+    render: Callable[[WrappedLogger, str, EventDict], Any] = (
+        _console if form == "console" else _json
+    )
+    logger: FilteringBoundLogger = structlog.wrap_logger(
+        _Sink(writer),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        cache_logger_on_first_use=True,
+    )
+    return logger
+
+
+def stderr_writer() -> LineWriter:
+    """The writer of a process's own log."""
+    return LineWriter(sys.stderr.buffer)
+
+
+def _json(_logger: WrappedLogger, _name: str, fields: EventDict) -> bytes:
+    head = {name: fields.pop(name) for name in ("timestamp", "level", "event")}
+    return orjson.dumps({**head, **fields}, default=str, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _console(_logger: WrappedLogger, _name: str, fields: EventDict) -> bytes:
+    return console_line(fields).encode("utf-8", "backslashreplace") + b"\n"

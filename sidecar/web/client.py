@@ -1,0 +1,208 @@
+"""The upstream side: connections, their pool, and opening calls on them.
+
+An HTTP/1.1 client on bare asyncio transports with llhttp (httptools) as parser. It follows no redirect,
+decodes nothing, has no timeout on the whole, and hands bytes on as they come. One call at a time on a
+connection; a connection is reused only when the last answer on it left no doubt about where it ended.
+"""
+
+import asyncio
+import errno
+import select
+import socket
+import ssl
+import time
+from collections import deque
+from typing import cast
+
+from aiohappyeyeballs import start_connection
+
+from sidecar.config import Limits, Timeouts
+from sidecar.core.errors import UpstreamError
+from sidecar.core.types import Timings
+from sidecar.engine.source import Call, Origin
+from sidecar.web.exchange import Exchange
+
+IDLE = 30.0
+"""Seconds an unused connection is kept: less than servers and load balancers usually keep theirs."""
+IDLE_PER_ORIGIN = 256
+
+
+class Connection(asyncio.Protocol):
+    """A transport to one origin, lent to one exchange at a time."""
+
+    __slots__ = (
+        "_descriptor",
+        "exchange",
+        "idle_since",
+        "origin",
+        "paused",
+        "transport",
+        "writable",
+    )
+
+    def __init__(self, origin: Origin) -> None:
+        self.origin = origin
+        self.transport: asyncio.Transport | None = None
+        self.exchange: Exchange | None = None
+        self.idle_since = 0.0
+        self.writable: asyncio.Future[None] | None = None
+        self.paused = False
+        self._descriptor = -1
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        connected = transport.get_extra_info("socket")
+        if connected is not None:
+            self._descriptor = connected.fileno()
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def data_received(self, data: bytes) -> None:
+        if self.exchange is not None:
+            self.exchange.received(data)
+        else:
+            self.abort()  # bytes that answer no request: whatever follows is not to be trusted
+
+    def eof_received(self) -> bool:
+        if self.exchange is not None:
+            self.exchange.eof()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+        self.resume_writing()
+        if self.exchange is not None:
+            self.exchange.lost()
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+        if self.writable is not None and not self.writable.done():
+            self.writable.set_result(None)
+
+    def fresh(self) -> bool:
+        """Whether an idle connection can carry a request.
+
+        Anything to read on it, a FIN included, means that it cannot, also when the event loop has not
+        seen it yet: asking the kernel narrows the window in which a request is lost on a connection
+        that the upstream is closing.
+        """
+        if self.transport is None or self.transport.is_closing():
+            return False
+        if self._descriptor < 0 or not hasattr(select, "poll"):
+            return True
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return not poll.poll(0)
+
+    def abort(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+
+class Client:
+    """Opens calls; keeps idle connections by origin."""
+
+    def __init__(self, timeouts: Timeouts, limits: Limits, tls: ssl.SSLContext | None = None) -> None:
+        self._timeouts = timeouts
+        self._limits = limits
+        self._tls = tls
+        self._idle: dict[Origin, deque[Connection]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def open(self, call: Call) -> Exchange:
+        """See `engine.source.Upstream`."""
+        started = time.perf_counter()
+        connection = self._take(call.origin) or await self._connect(call.origin)
+        connected = time.perf_counter()
+        exchange = Exchange(call, connection, self._timeouts, self._limits.headers, self._release)
+        connection.exchange = exchange
+        try:
+            exchange.send()
+            await exchange.until_head()
+        except BaseException:
+            exchange.close()
+            raise
+        exchange.timings = Timings(started, connected, exchange.sent_at, exchange.head_at)
+        return exchange
+
+    def close(self) -> None:
+        """Close what is idle; from now on nothing is kept."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.abort()
+        self._idle.clear()
+
+    def _take(self, origin: Origin) -> Connection | None:
+        idle = self._idle.get(origin)
+        while idle:
+            connection = idle.pop()
+            if connection.fresh():
+                return connection
+            connection.abort()
+        return None
+
+    def _release(self, connection: Connection, *, reusable: bool) -> None:
+        connection.exchange = None
+        idle = self._idle.setdefault(connection.origin, deque())
+        if not reusable or self._closed or len(idle) >= IDLE_PER_ORIGIN:
+            connection.abort()
+            return
+        connection.idle_since = time.perf_counter()
+        idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = asyncio.get_running_loop().call_later(IDLE, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        before = time.perf_counter() - IDLE
+        for origin, idle in list(self._idle.items()):
+            while idle and (idle[0].idle_since < before or not idle[0].fresh()):
+                idle.popleft().abort()
+            if not idle:
+                del self._idle[origin]
+        if self._idle:
+            self._sweeper = asyncio.get_running_loop().call_later(IDLE / 2, self._sweep)
+
+    async def _connect(self, origin: Origin) -> Connection:
+        """Raises UpstreamError; the detail names host and port, which are the operator's own."""
+        where = f"{origin.host}:{origin.port}"
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._timeouts.connect):
+                found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+                # RFC 8305: a broken IPv6 route must not cost the whole connect timeout.
+                connected = await start_connection(found, happy_eyeballs_delay=0.25, interleave=1)
+                secure = origin.scheme == "https"
+                _, connection = await loop.create_connection(
+                    lambda: Connection(origin),
+                    sock=connected,
+                    ssl=self._context() if secure else None,
+                    server_hostname=origin.host if secure else None,
+                )
+        except TimeoutError:
+            raise UpstreamError(
+                "upstream_timeout",
+                f"no connection to {where} within {self._timeouts.connect:g} s",
+            ) from None
+        except socket.gaierror as error:
+            raise UpstreamError("upstream_unreachable", f"{where}: {error.strerror}") from None
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", None) or error.reason or "handshake failed"
+            raise UpstreamError("upstream_unreachable", f"{where}: TLS: {reason}") from None
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise UpstreamError("overloaded", "no file descriptor is free; raise LimitNOFILE") from None
+            reason = error.strerror or str(error) or type(error).__name__
+            raise UpstreamError("upstream_unreachable", f"{where}: {reason}") from None
+        return connection
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls

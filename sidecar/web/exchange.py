@@ -1,0 +1,304 @@
+"""One call on one upstream connection: writes the request, parses the answer, hands out its body.
+
+Strict about where the answer ends (RFC 9112, 6.3), because a wrong guess gives one client another's
+bytes. What cannot be framed without doubt is an error: Content-Length with Transfer-Encoding, differing
+lengths, codings other than `chunked`, control characters in the head (llhttp refuses these itself).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import httptools
+
+from sidecar.config import Timeouts
+from sidecar.core.errors import RefusedError, UpstreamError
+from sidecar.core.headers import index, render
+from sidecar.core.types import Head, Timings
+from sidecar.engine.source import Call
+
+if TYPE_CHECKING:
+    from sidecar.web.client import Connection
+
+_BUFFER = 256 * 1024
+"""Bytes that may wait for the pump before the upstream is paused."""
+_BETWEEN = 64 * 1024
+"""Bytes of chunk headers, extensions and trailers without any body between them."""
+
+
+class Release(Protocol):
+    """Gives a connection back."""
+
+    def __call__(self, connection: "Connection", *, reusable: bool) -> None: ...
+
+
+class Exchange:
+    """An answer being received; see `engine.source.Source`."""
+
+    def __init__(
+        self,
+        call: Call,
+        connection: "Connection",
+        timeouts: Timeouts,
+        limit: int,
+        release: Release,
+    ) -> None:
+        self.timings: Timings
+        self.head: Head
+        self.sent_at = 0.0
+        self.head_at = 0.0
+        self.arrived = 0.0
+        self._call = call
+        self._connection: Connection | None = connection
+        self._timeouts = timeouts
+        self._limit = limit
+        self._release: Callable[..., None] = release
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
+        self._reason = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._overhead = 0
+        """Bytes since the request, or since the last bytes of body, that were no body."""
+        self._has_head = False
+        self._interim = False
+        self._framed = False
+        """The answer says where it ends; otherwise it ends with the connection."""
+        self._done = False
+        self._excess = False
+        self._chunks: list[bytes] = []
+        self._buffered = 0
+        self._paused = False
+        self._fault: UpstreamError | RefusedError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._upload: asyncio.Task[None] | None = None
+
+    # The request.
+
+    def send(self) -> None:
+        """Write the request, or its beginning when the body streams past."""
+        call = self._call
+        assert self._connection is not None and self._connection.transport is not None
+        transport = self._connection.transport
+        try:
+            head = render(call.method.encode() + b" " + call.target + b" HTTP/1.1", call.headers)
+        except ValueError as error:
+            raise RefusedError("bad_request", str(error)) from None
+        # Before the write: on a loaded machine the kernel may deliver the answer before it returns.
+        self.sent_at = self.arrived = time.perf_counter()
+        first = b"%x\r\n%b\r\n" % (len(call.body), call.body) if call.chunked and call.body else call.body
+        if len(first) < 65536:
+            transport.write(head + first)
+        else:
+            transport.write(head)
+            transport.write(first)
+        if call.more is not None:
+            self._upload = self._loop.create_task(self._stream(call))
+            self._upload.add_done_callback(self._uploaded)
+        # Looked at as often as the shorter of the two demands: which one runs changes with the head.
+        self._timer = self._loop.call_later(min(self._timeouts.head, self._timeouts.stall), self._check)
+
+    async def _stream(self, call: Call) -> None:
+        assert call.more is not None
+        async for part in call.more:
+            connection = self._connection
+            if connection is None or connection.transport is None:
+                return
+            connection.transport.write(b"%x\r\n%b\r\n" % (len(part), part) if call.chunked else part)
+            if connection.paused:
+                connection.writable = self._loop.create_future()
+                await connection.writable
+            self.arrived = time.perf_counter()
+        if call.chunked and self._connection is not None and self._connection.transport is not None:
+            self._connection.transport.write(b"0\r\n\r\n")
+
+    def _uploaded(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if isinstance(error, UpstreamError | RefusedError):
+            self._fail(error)
+        elif error is not None:
+            self._fail(RefusedError("bad_request", "the request body broke off"))
+
+    # The answer, as the engine takes it.
+
+    async def until_head(self) -> None:
+        """Wait for the head. Raises UpstreamError."""
+        while not self._has_head:
+            if self._fault is not None:
+                raise self._fault
+            await self._changed()
+
+    async def read(self) -> bytes:
+        """See `engine.source.Source`."""
+        while True:
+            if self._chunks:
+                data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+                self._chunks.clear()
+                self._buffered = 0
+                self._resume()
+                return data
+            if self._fault is not None:
+                raise self._fault
+            if self._done:
+                return b""
+            await self._changed()
+
+    def close(self) -> None:
+        """Abort what is unfinished. Idempotent."""
+        if not self._done and self._fault is None:
+            self._fault = UpstreamError("upstream_closed", "closed by the sidecar")
+        self._let_go(reusable=False)
+
+    async def _changed(self) -> None:
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # What the connection tells.
+
+    def received(self, data: bytes) -> None:
+        self.arrived = time.perf_counter()
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail(UpstreamError("upstream_protocol", "it switched protocols unasked"))
+        except httptools.HttpParserError as error:
+            if self._done:
+                self._excess = True
+            else:
+                self._fail(self._fault or UpstreamError("upstream_protocol", str(error)))
+        if self._done:
+            self._finished()
+        elif self._overhead > (_BETWEEN if self._has_head else self._limit):
+            self._fail(UpstreamError("upstream_protocol", "its headers or trailers are too large"))
+
+    def eof(self) -> None:
+        if self._has_head and not self._framed and not self._done:
+            self._done = True
+            self._finished()
+        else:
+            self.lost()
+
+    def lost(self) -> None:
+        when = "in the middle of its answer" if self._has_head else "before it answered"
+        self._fail(UpstreamError("upstream_closed", f"it closed the connection {when}"))
+
+    # Callbacks of the parser.
+
+    def on_message_begin(self) -> None:
+        if self._done:
+            self._excess = True
+        self._interim = False
+
+    def on_status(self, reason: bytes) -> None:
+        if not self._has_head:
+            self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._has_head:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        if self._done:
+            return
+        status = self._parser.get_status_code()
+        if status < 200:
+            # 100, 102 and 103 are between the upstream and us; the final head follows.
+            self._interim = True
+            self._reason = b""
+            self._headers.clear()
+            return
+        headers = tuple(self._headers)
+        fields = index(headers)
+        coding = fields.get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or self._parser.get_http_version() == "1.0"):
+            self._fault = UpstreamError("upstream_protocol", "its Transfer-Encoding is not understood")
+            raise self._fault
+        self._framed = coding is not None or b"content-length" in fields
+        self.head = Head(status, self._reason, headers, fields)
+        self.head_at = self.arrived
+        self._has_head = True
+        if self._call.method == "HEAD" or status in (204, 304):
+            self._done = self._framed = True
+            # Some send a body all the same. Nothing after this head belongs to anyone.
+            self._excess = True
+        self._wake()
+
+    def on_body(self, data: bytes) -> None:
+        if self._done:
+            self._excess = True
+            return
+        self._overhead = 0
+        self._chunks.append(data)
+        self._buffered += len(data)
+        if self._buffered > _BUFFER and not self._paused and self._connection is not None:
+            transport = self._connection.transport
+            if transport is not None and not transport.is_closing():
+                transport.pause_reading()
+                self._paused = True
+        self._wake()
+
+    def on_message_complete(self) -> None:
+        if self._interim or self._done:
+            return
+        self._done = True
+        if not self._parser.should_keep_alive():
+            self._excess = True
+
+    # Ends.
+
+    def _finished(self) -> None:
+        uploading = self._upload is not None and not self._upload.done()
+        self._let_go(reusable=self._framed and not self._excess and not uploading)
+        self._wake()
+
+    def _fail(self, fault: UpstreamError | RefusedError) -> None:
+        if self._done:
+            return
+        if self._fault is None:
+            self._fault = fault
+        self._let_go(reusable=False)
+        self._wake()
+
+    def _let_go(self, *, reusable: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._upload is not None and not self._upload.done():
+            self._upload.cancel()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if self._paused and reusable and connection.transport is not None:
+                connection.transport.resume_reading()
+            self._release(connection, reusable=reusable and connection.transport is not None)
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            # The time the client took to make room is not the upstream's silence.
+            self.arrived = time.perf_counter()
+            if self._connection is not None and self._connection.transport is not None:
+                self._connection.transport.resume_reading()
+
+    def _check(self) -> None:
+        """The clock of the head and stall timeouts: looked at now and then, never restarted per chunk."""
+        allowed = self._timeouts.stall if self._has_head else self._timeouts.head
+        left = self.arrived + allowed - time.perf_counter()
+        if self._paused:
+            left = allowed
+        if left > 0.001:
+            self._timer = self._loop.call_later(min(left, self._timeouts.stall), self._check)
+        elif self._has_head:
+            self._fail(UpstreamError("upstream_stalled", f"nothing came for {allowed:g} s"))
+        else:
+            self._fail(UpstreamError("upstream_timeout", f"no answer within {allowed:g} s"))

@@ -1,0 +1,96 @@
+"""From what aiohttp parsed to a `Request`, and from that to the `Call` that goes upstream.
+
+Everything a client could use to confuse the two sides about where a request ends or where it goes is
+refused here, before any byte of it reaches an upstream.
+"""
+
+import re
+
+from aiohttp import web
+
+from sidecar.core.dialects import Dialect
+from sidecar.core.dialects.base import loads
+from sidecar.core.errors import RefusedError
+from sidecar.core.headers import index, request_fields, tokens
+from sidecar.core.types import Intent, Request
+from sidecar.engine.source import Call
+from sidecar.web.body import Body
+from sidecar.web.routes import Route
+
+_TARGET = re.compile(rb"/[^\x00-\x20\x7f]*")
+_SURPRISES = (ValueError, TypeError, AttributeError, RecursionError)
+
+
+def read_head(raw: web.BaseRequest) -> Request:
+    """The request's head, its target byte for byte as it came."""
+    headers = raw.raw_headers
+    target = raw.raw_path.encode("utf-8", "surrogateescape")
+    path, _, query = target.partition(b"?")
+    return Request(
+        method=raw.method,
+        target=target,
+        path=path.decode("utf-8", "backslashreplace"),
+        query=query.decode("utf-8", "backslashreplace"),
+        headers=headers,
+        fields=index(headers),
+        http10=raw.version < (1, 1),
+    )
+
+
+def check(request: Request) -> None:
+    """Raises RefusedError for what must not be forwarded."""
+    fields = request.fields
+    if request.method == "CONNECT" or not _TARGET.fullmatch(request.target):
+        detail = "the target must be a path; this is no forward proxy: set it as your base URL instead"
+        raise RefusedError("bad_request", detail)
+    coding = fields.get(b"transfer-encoding")
+    if coding is not None and (request.http10 or coding.lower() != b"chunked" or b"content-length" in fields):
+        raise RefusedError(
+            "bad_request",
+            "only Transfer-Encoding: chunked, on HTTP/1.1, without Content-Length",
+        )
+    host = fields.get(b"host")
+    if (host is None and not request.http10) or (host is not None and b"," in host):
+        raise RefusedError("bad_request", "exactly one Host header is required")
+    upgrade = fields.get(b"upgrade")
+    # h2c is an offer that may be ignored (RFC 9113, 3.1); Java's HttpClient makes it with every request.
+    if upgrade is not None and b"upgrade" in tokens(fields.get(b"connection", b"")):
+        if tokens(upgrade) != {b"h2c"}:
+            raise RefusedError("upgrade_unsupported", "use the HTTP API of the same provider")
+
+
+def intent(dialect: Dialect | None, request: Request, body: Body) -> Intent:
+    """What the request asks for. A body that is no JSON object is passed through, never refused."""
+    if dialect is None:
+        return Intent()
+    try:
+        parsed = loads(body.kept) if body.more is None else {}
+        return dialect.intent(request.path, parsed)
+    except _SURPRISES:
+        return dialect.intent(request.path, {})
+
+
+def call(request: Request, route: Route, body: Body, *, identity: bool) -> Call:
+    """The request as it goes upstream: the same, but for hop-by-hop fields, `Host` and framing.
+
+    `identity`: ask for an uncompressed answer, because its head will already have been sent.
+    """
+    fields = request_fields(request.headers, request.fields, route.host)
+    if identity:
+        fields = [field for field in fields if field[0].lower() != b"accept-encoding"]
+        fields.append((b"Accept-Encoding", b"identity"))
+    sized = b"content-length" in request.fields
+    chunked = body.more is not None and not sized
+    if chunked:
+        fields.append((b"Transfer-Encoding", b"chunked"))
+    elif b"transfer-encoding" in request.fields:
+        fields.append((b"Content-Length", b"%d" % len(body.kept)))
+    return Call(
+        origin=route.origin,
+        method=request.method,
+        target=route.target(request),
+        headers=fields,
+        body=body.kept,
+        more=body.more,
+        chunked=chunked,
+    )

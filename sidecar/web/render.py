@@ -1,0 +1,225 @@
+"""From a recording to the client: head, bytes as they come, signs of life, and an honest end.
+
+One `Render` serves one reader. It writes the upstream's bytes unchanged and adds, at event boundaries
+only, what the dialect allows: a keepalive in silence, an error frame when the upstream is lost.
+"""
+
+import time
+
+import orjson
+
+from sidecar.core.errors import KINDS, RefusedError, problem, status_of
+from sidecar.core.headers import end_to_end
+from sidecar.core.latency import Trace, server_timing
+from sidecar.core.types import End, Fault, Head, Outcome
+from sidecar.core.dialects import Dialect
+from sidecar.engine.pump import Live
+from sidecar.engine.reader import Reader
+from sidecar.web.reply import ClientGoneError, Reply
+
+EARLY_TYPE = {"sse": b"text/event-stream", "ndjson": b"application/x-ndjson"}
+"""The formats that can start before the upstream has answered, with their content type."""
+_ERROR_BODY = 64 * 1024
+
+
+class Render:
+    """The way of one answer to one client."""
+
+    __slots__ = ("_dialect", "_interval", "_live", "_reader", "_reply", "_trace")
+
+    def __init__(
+        self,
+        reply: Reply,
+        trace: Trace,
+        live: Live,
+        reader: Reader,
+        dialect: Dialect | None,
+        interval: float,
+    ) -> None:
+        """`dialect`: the request's, known before any answer; `interval`: of keepalives, in seconds."""
+        self._reply = reply
+        self._trace = trace
+        self._live = live
+        self._reader = reader
+        self._dialect = dialect
+        self._interval = interval
+
+    async def run(self, early: float) -> None:
+        """Serve the answer to its end. `early`: seconds to wait for the head before a 200 is committed.
+
+        Raises ClientGoneError, and RefusedError while nothing has been written.
+        """
+        live, reader, reply = self._live, self._reader, self._reply
+        recording = live.recording
+        if early:
+            reader.every(early)
+        while (head := await reader.head()) is None and recording.end is None:
+            if not reply.started:
+                self._commit_early()
+                reader.every(self._interval)
+            self._keepalive(self._dialect.keepalive if self._dialect else None)
+        self._trace.timings = live.timings
+        if head is None:
+            self._failed_before_head(recording.end)
+        elif reply.started and not (live.answer.streaming and live.answer.identity):
+            await self._report_head(head)
+        else:
+            if not reply.started:
+                self._start(head)
+            await self._body()
+
+    async def _body(self) -> None:
+        live, reader, reply, trace = self._live, self._reader, self._reply, self._trace
+        answer = live.answer
+        if answer.streaming and answer.identity and reply.insertable:
+            reader.every(self._interval)
+        while True:
+            data = await reader.read()
+            if data is None:
+                self._keepalive(answer.keepalive if answer.at_boundary else None)
+                continue
+            if not data:
+                break
+            behind = reply.behind
+            reply.write(data)
+            if behind or reply.behind:
+                await reply.drained()
+            else:
+                delay = time.perf_counter() - live.arrived
+                if delay > trace.delay:
+                    trace.delay = delay
+        end = live.recording.end
+        assert end is not None
+        self._end(end)
+
+    def _start(self, head: Head) -> None:
+        trace, reply, answer = self._trace, self._reply, self._live.answer
+        fields = end_to_end(head.headers, head.fields)
+        if answer.streaming:
+            trace.stream = True
+            if b"x-accel-buffering" not in head.fields:
+                fields.append((b"X-Accel-Buffering", b"no"))
+            if b"cache-control" not in head.fields:
+                fields.append((b"Cache-Control", b"no-cache"))
+        fields.append((b"Server-Timing", server_timing(trace)))
+        trace.status = head.status
+        recording = self._live.recording
+        first = recording.take(self._reader) if recording.size else b""
+        try:
+            sized = b"content-length" in head.fields
+            reply.start(head.status, head.reason, fields, sized=sized, body=first)
+        except ValueError as error:
+            raise RefusedError("upstream_protocol", str(error)) from None
+        trace.head_at = time.perf_counter()
+
+    def _end(self, end: End) -> None:
+        reply, trace, answer = self._reply, self._trace, self._live.answer
+        trace.outcome = end.outcome
+        if end.fault is not None:
+            trace.error = end.fault.kind
+            if answer.streaming and answer.identity and reply.insertable and answer.dialect is not None:
+                frame = answer.dialect.error_frame(end.fault, status_of(end.fault))
+                reply.write(answer.closing + frame)
+            reply.cut()
+        elif end.outcome is Outcome.CANCELLED:
+            reply.cut()
+        else:
+            reply.finish()
+
+    def _keepalive(self, frame: bytes | None) -> None:
+        if frame and not self._reply.behind:
+            self._reply.write(frame)
+            self._trace.keepalives += 1
+
+    # A head that comes late or never.
+
+    def _failed_before_head(self, end: End | None) -> None:
+        assert end is not None
+        if end.fault is None:
+            raise ClientGoneError("the call was given up")
+        if not self._reply.started:
+            raise RefusedError(end.fault.kind, end.fault.detail, close=False)
+        self._trace.outcome = end.outcome
+        self._break_off(end.fault, status_of(end.fault), None)
+
+    def _commit_early(self) -> None:
+        """Answer 200 before the upstream has: the client's idle clocks see life, and what the upstream
+        says later can only be said inside the stream."""
+        dialect = self._live.answer.dialect
+        assert dialect is not None
+        kind = EARLY_TYPE[dialect.framing_of(self._live.answer.query)]
+        fields = [
+            (b"Content-Type", kind),
+            (b"X-Accel-Buffering", b"no"),
+            (b"Cache-Control", b"no-cache"),
+        ]
+        self._reply.start(200, b"OK", fields, sized=False)
+        self._trace.status = 200
+        self._trace.head_at = time.perf_counter()
+
+    async def _report_head(self, head: Head) -> None:
+        """The answer does not fit the head that was sent early: say so inside the stream."""
+        self._reader.every(0)
+        body = bytearray()
+        while len(body) < _ERROR_BODY and (data := await self._reader.read()):
+            body += data
+        upstream = None
+        if self._live.answer.identity:
+            try:
+                given = orjson.loads(bytes(body))
+                upstream = orjson.dumps(given) if isinstance(given, dict) else None
+            except ValueError:
+                upstream = None
+        self._trace.outcome = Outcome.UPSTREAM_ERROR
+        self._trace.status = head.status
+        self._break_off(Fault("upstream_refused", f"status {head.status}"), head.status, upstream)
+
+    def _break_off(self, fault: Fault, status: int, upstream: bytes | None) -> None:
+        assert self._dialect is not None
+        self._trace.error = fault.kind
+        self._reply.write(self._dialect.error_frame(fault, status, upstream))
+        self._reply.cut()
+
+
+def own_error(reply: Reply, dialect: Dialect | None, fault: Fault) -> int:
+    """Answer with an error of the sidecar's own: in the shape the client's SDK knows, or as a problem
+    document. Returns the status."""
+    status = status_of(fault)
+    body, fields = error_parts(fault, dialect)
+    reply.start(status, reason(fault), fields, sized=True, body=body)
+    return status
+
+
+def error_parts(fault: Fault, dialect: Dialect | None = None) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """Body and fields of an error of the sidecar's own."""
+    if dialect is not None:
+        body, kind = dialect.error_body(fault, status_of(fault)), b"application/json"
+    else:
+        body, kind = problem(fault), b"application/problem+json"
+    fields = [
+        (b"Content-Type", kind),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Slipstream-Error", fault.kind.encode()),
+    ]
+    if fault.kind in ("overloaded", "draining"):
+        fields.append((b"Retry-After", b"1"))
+    return body, fields
+
+
+_REASONS = {
+    400: b"Bad Request",
+    404: b"Not Found",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+
+
+def reason(fault: Fault) -> bytes:
+    """The reason phrase of a fault's status."""
+    return _REASONS[KINDS[fault.kind][0]]

@@ -1,0 +1,165 @@
+"""Writing a response to the client: heads as they are, bodies framed for the client's HTTP version.
+
+Bytes go to the transport directly. aiohttp's own response classes would add `Server`, `Date` and
+`Content-Type`, and recase names; nothing of that may reach the client.
+"""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Iterable
+
+from aiohttp import web
+
+from sidecar.core.headers import render
+
+_RESET = struct.pack("ii", 1, 0)
+
+
+class ClientGoneError(Exception):
+    """The client left, or did not take what it was sent within the timeout."""
+
+
+class Reply:
+    """The response to one request. After `finish` or `cut` nothing more can be written."""
+
+    __slots__ = (
+        "_chunked",
+        "_raw",
+        "_timeout",
+        "_to_close",
+        "bodiless",
+        "bytes",
+        "keep_alive",
+        "started",
+    )
+
+    def __init__(self, raw: web.BaseRequest, timeout: float) -> None:
+        """`timeout`: seconds a client may take to make room for more."""
+        self._raw = raw
+        self._timeout = timeout
+        self._chunked = False
+        self._to_close = False
+        self.keep_alive: bool = raw.keep_alive
+        """Whether the connection may carry another request."""
+        self.bodiless = raw.method == "HEAD"
+        self.started = False
+        self.bytes = 0
+        """Bytes of body sent, framing not counted."""
+
+    @property
+    def insertable(self) -> bool:
+        """Whether the body's length is open, so that frames of our own may be added."""
+        return self._chunked or self._to_close
+
+    def start(
+        self,
+        status: int,
+        reason: bytes,
+        fields: Iterable[tuple[bytes, bytes]],
+        *,
+        sized: bool,
+        body: bytes = b"",
+    ) -> None:
+        """Write the head, and what is already there of the body, in one go.
+
+        `sized`: the fields hold a Content-Length that the body will have. Raises ValueError when a
+        field would break out of its line; nothing has been written then.
+        """
+        http10 = self._raw.version < (1, 1)
+        extra = []
+        if status in (204, 304):
+            self.bodiless = True
+        elif not sized and not self.bodiless:
+            if http10:
+                self._to_close, self.keep_alive = True, False
+            else:
+                self._chunked = True
+                extra.append((b"Transfer-Encoding", b"chunked"))
+        if not self.keep_alive:
+            extra.append((b"Connection", b"close"))
+        elif http10:
+            extra.append((b"Connection", b"keep-alive"))
+        head = render(b"HTTP/1.1 %d %b" % (status, reason), [*fields, *extra])
+        self.started = True
+        if body and len(body) < 65536 and not self.bodiless:
+            self.bytes += len(body)
+            self._transport.write(head + (b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body))
+        else:
+            self._transport.write(head)
+            if body:
+                self.write(body)
+
+    def write(self, data: bytes) -> None:
+        """Write some of the body. Never waits; see `drained`."""
+        if self.bodiless:
+            return
+        self.bytes += len(data)
+        if not self._chunked:
+            self._transport.write(data)
+        elif len(data) < 65536:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._transport.writelines([b"%x\r\n" % len(data), data, b"\r\n"])
+
+    @property
+    def behind(self) -> bool:
+        """Whether the client is slow and `drained` would wait."""
+        return self._raw.protocol.writing_paused
+
+    async def drained(self) -> None:
+        """Wait until the client has taken enough. Raises ClientGoneError."""
+        if self._raw.protocol.writing_paused:
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await self._raw.writer.drain()
+            except TimeoutError:
+                self.cut(reset=True)
+                raise ClientGoneError("the client stopped reading") from None
+
+    def finish(self) -> None:
+        """The body is whole."""
+        if self._chunked:
+            self._transport.write(b"0\r\n\r\n")
+
+    def cut(self, *, reset: bool = False) -> None:
+        """End the connection so that no client can take the body for whole.
+
+        What was written is still delivered; a missing last chunk or a short length does the telling.
+        Where the end of the connection is the end of the body, only a reset can tell. `reset`: at
+        once, for a client that takes nothing any more.
+        """
+        self.keep_alive = False
+        transport = self._raw.transport
+        if transport is None:
+            return
+        if reset or self._to_close:
+            connected = transport.get_extra_info("socket")
+            if connected is not None:
+                connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        if reset:
+            transport.abort()
+        else:
+            transport.close()
+
+    @property
+    def _transport(self) -> asyncio.Transport:
+        transport = self._raw.transport
+        if transport is None:
+            raise ClientGoneError("the client closed the connection")
+        return transport
+
+
+class Sent:
+    """What a handler returns to aiohttp: everything has been written already."""
+
+    __slots__ = ("keep_alive",)
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing is left to prepare."""
+
+    async def write_eof(self) -> None:
+        """Nothing is left to write."""

@@ -1,0 +1,150 @@
+"""The client side: aiohttp's low-level server, made stricter where a proxy has to be.
+
+What aiohttp leaves open and is closed here: a clock on request heads (408), a bound on all headers
+together (431), a cap on connections (503), and error answers in the product's own form. What a handler
+gets past this module is one well-framed request.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+
+from sidecar.config import Limits, Timeouts
+from sidecar.core.errors import RefusedError
+from sidecar.web.reply import Sent
+
+KEEP_ALIVE = 75.0
+"""Seconds an idle client connection is kept."""
+
+Handler = Callable[[web.BaseRequest], Awaitable[Sent]]
+Refuse = Callable[[web.BaseRequest, RefusedError], Sent]
+
+
+class Protocol(web.RequestHandler):
+    """One client connection."""
+
+    __slots__ = ("_header_bytes", "_header_timer", "_seen", "_server")
+
+    def __init__(self, server: "Server", **kwargs: Any) -> None:
+        super().__init__(server, **kwargs)
+        self._server = server
+        self._seen = 0
+        self._header_bytes = 0
+        self._header_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self._server.full:
+            self._server.refuse_connection(cast("asyncio.Transport", transport))
+            self.force_close()
+            return
+        # A connection that opens and says nothing is as slow as one that drips.
+        self._header_timer = self._loop.call_later(self._server.timeouts.client, self._too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._request_count != self._seen:
+            self._seen = self._request_count
+            self._heads_done()
+        elif data and self._waiter is not None and not self._waiter.done():
+            # Nobody is served, and no head is complete: these bytes are part of one.
+            self._header_bytes += len(data)
+            if self._header_timer is None:
+                self._header_timer = self._loop.call_later(self._server.timeouts.client, self._too_slow)
+            if self._header_bytes > self._server.limits.headers:
+                self._reject(
+                    "headers_too_large",
+                    f"they exceed {self._server.limits.headers} bytes",
+                )
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._heads_done()
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Render what aiohttp found wrong with a request, or what a handler did not catch."""
+        if isinstance(exc, LineTooLong) or (message and "Too many headers" in message):
+            error = RefusedError("headers_too_large", f"they exceed {self._server.limits.headers} bytes")
+        elif isinstance(exc, HttpProcessingError) or status == 400:
+            error = RefusedError("bad_request", "not valid HTTP/1.1")
+        else:
+            error = RefusedError("internal", "see the log of the sidecar")
+            if exc is not None:
+                self._server.on_fault(exc)
+        return cast("web.StreamResponse", self._server.refuse(request, error))
+
+    def _heads_done(self) -> None:
+        self._header_bytes = 0
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _too_slow(self) -> None:
+        self._header_timer = None
+        if self._header_bytes or not self._request_count:
+            limit = self._server.timeouts.client
+            self._reject("request_timeout", f"the headers were not complete within {limit:g} s")
+
+    def _reject(self, kind: str, detail: str) -> None:
+        """Answer while no handler runs: there is no request to speak of."""
+        self._heads_done()
+        transport = self.transport
+        if transport is not None:
+            self._server.reject(transport, RefusedError(kind, detail))
+            transport.close()
+
+
+class Server(web.Server):
+    """Makes a `Protocol` per connection and counts them."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        refuse: Refuse,
+        reject: Callable[[asyncio.Transport, RefusedError], None],
+        on_fault: Callable[[BaseException], None],
+        timeouts: Timeouts,
+        limits: Limits,
+        most: int,
+    ) -> None:
+        """`refuse` answers a request, `reject` a connection; `most`: connections at once."""
+        super().__init__(
+            cast("Any", handler),
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=KEEP_ALIVE,
+            max_line_size=limits.headers,
+            max_field_size=limits.headers,
+            max_headers=1000,
+            lingering_time=2.0,
+        )
+        self.refuse = refuse
+        self.reject = reject
+        self.on_fault = on_fault
+        self.timeouts = timeouts
+        self.limits = limits
+        self._most = most
+
+    def __call__(self) -> Protocol:
+        return Protocol(self, loop=self._loop, **self._kwargs)
+
+    @property
+    def full(self) -> bool:
+        """More connections than there is room for, the one being made included."""
+        return len(self._connections) > self._most
+
+    def refuse_connection(self, transport: asyncio.Transport) -> None:
+        """Say why, and close."""
+        self.reject(transport, RefusedError("overloaded", f"{self._most} connections are open"))
+        transport.close()

@@ -1,0 +1,138 @@
+"""The running sidecar: listen, serve, drain, stop."""
+
+import asyncio
+import ssl
+import sys
+import time
+from types import TracebackType
+
+from structlog.typing import FilteringBoundLogger
+
+from sidecar.config import Config
+from sidecar.core.types import End, Fault, Outcome
+from sidecar.engine.hub import Hub
+from sidecar.web.client import Client
+from sidecar.web.proxy import Proxy
+from sidecar.web.routes import Routes
+from sidecar.web.server import Server
+
+_LAST_WORDS = 2.0
+"""Seconds for the error frames of stragglers to leave."""
+_SPARE = 64
+"""Descriptors for everything that is not a connection: log, data folder, libraries."""
+
+
+class Service:
+    """One process's sidecar. Use as an async context manager, or `start` and `stop`."""
+
+    def __init__(
+        self,
+        config: Config,
+        secret: bytes,
+        log: FilteringBoundLogger,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`tls`: for calls to upstreams; the system's trust store when left out."""
+        self._config = config
+        self._log = log
+        self._client = Client(config.timeouts, config.limits, tls)
+        self._hub = Hub(self._client, self._on_fault)
+        self._proxy = Proxy(config, Routes(config), self._hub, secret, self._line)
+        self._listener: asyncio.Server | None = None
+        self._server: Server | None = None
+        self.url = ""
+        """Where it listens; known once started."""
+
+    async def __aenter__(self) -> "Service":
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop(0.0)
+
+    async def start(self) -> None:
+        """Listen. Raises OSError when the address cannot be had."""
+        config = self._config
+        self._server = Server(
+            self._proxy.handle,
+            refuse=self._proxy.refuse,
+            reject=self._proxy.reject,
+            on_fault=self._on_fault,
+            timeouts=config.timeouts,
+            limits=config.limits,
+            most=min(config.limits.connections, _connections_possible()),
+        )
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._server, config.server.host, config.server.port, backlog=1024
+        )
+        address = self._listener.sockets[0].getsockname()
+        host = f"[{address[0]}]" if ":" in address[0] else address[0]
+        self.url = f"http://{host}:{address[1]}"
+
+    async def stop(self, grace: float) -> bool:
+        """Drain for at most `grace` seconds, then end what is left with an error the client can see.
+
+        While it drains the port stays open, so that health checks learn of it; new requests get 503.
+        Returns whether everything had ended by itself.
+        """
+        self._proxy.draining = True
+        begun = time.perf_counter()
+        clean = await self._settled(grace)
+        if not clean:
+            fault = Fault("draining", "the sidecar was stopped before the answer was complete")
+            left = len(self._hub)
+            self._hub.stop(End(Outcome.TRUNCATED, fault))
+            self._log.warning(
+                "stopped_unfinished",
+                requests=left,
+                after_s=round(time.perf_counter() - begun, 3),
+            )
+            await self._settled(_LAST_WORDS)
+        if self._listener is not None:
+            self._listener.close()
+        if self._server is not None:
+            await self._server.shutdown(0.1)
+        if self._listener is not None:
+            await self._listener.wait_closed()
+        self._client.close()
+        return clean
+
+    async def _settled(self, timeout: float) -> bool:  # noqa: ASYNC109 - a deadline is the point
+        try:
+            async with asyncio.timeout(timeout):
+                await self._proxy.idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _line(self, fields: dict[str, object]) -> None:
+        self._log.info("request", **fields)
+
+    def _on_fault(self, error: BaseException) -> None:
+        # The type and place, not the message: it might quote a request.
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame is not None else None
+        self._log.error("fault", kind=type(error).__name__, place=place)
+
+
+def _connections_possible() -> int:
+    """How many clients can be served when each may need a second descriptor for its upstream.
+
+    The soft limit is raised to the hard one first: it is low for programs that use select().
+    """
+    if sys.platform == "win32":
+        return 1 << 30
+    import resource  # noqa: PLC0415 - exists on POSIX only
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard and hard != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return 1 << 30 if soft == resource.RLIM_INFINITY else max((soft - _SPARE) // 2, 1)
