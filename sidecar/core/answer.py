@@ -101,13 +101,12 @@ class Answer:
     @property
     def at_boundary(self) -> bool:
         """Whether a keepalive or a whole event may be written after the bytes so far."""
-        return (
-            self.streaming
-            and self.identity
-            and self._framer is not None
-            and self._framer.at_boundary
-            and not self.over
-        )
+        return self.framed and self._framer is not None and self._framer.at_boundary and not self.over
+
+    @property
+    def framed(self) -> bool:
+        """Whether frames of our own can be part of this body at all."""
+        return self.streaming and self.identity and not isinstance(self._framer, ArrayFramer)
 
     @property
     def over(self) -> bool:

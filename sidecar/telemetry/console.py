@@ -24,9 +24,7 @@ def console_line(fields: Mapping[str, Any]) -> str:
 
 def _request(line: Mapping[str, Any]) -> str:
     outcome = line["outcome"]
-    parts = [
-        f"{_MARK.get(outcome, '?')} {line['status'] or '---'} {line['method']} {line['path']}"
-    ]
+    parts = [f"{_MARK.get(outcome, '?')} {line['status'] or '---'} {line['method']} {line['path']}"]
     if line["model"]:
         parts.append(f"{line['model']}{' (stream)' if line['stream'] else ''}")
     if outcome != "complete":
@@ -40,23 +38,15 @@ def _request(line: Mapping[str, Any]) -> str:
     if line["overhead_ms"] is not None:
         parts.append(f"own {_time(line['overhead_ms'])}")
     if line["output_tokens"] is not None:
-        rate = (
-            f" at {line['tokens_per_second']:g}/s" if line["tokens_per_second"] else ""
-        )
-        parts.append(
-            f"tokens {line['input_tokens'] or 0}+{line['output_tokens']}{rate}"
-        )
+        rate = f" at {line['tokens_per_second']:g}/s" if line["tokens_per_second"] else ""
+        parts.append(f"tokens {line['input_tokens'] or 0}+{line['output_tokens']}{rate}")
     if line["keepalives"]:
         parts.append(f"keepalives {line['keepalives']}")
     return "  ".join(parts)
 
 
 def _other(fields: Mapping[str, Any]) -> str:
-    rest = (
-        f"{key}={value}"
-        for key, value in fields.items()
-        if key not in ("event", "timestamp", "level")
-    )
+    rest = (f"{key}={value}" for key, value in fields.items() if key not in ("event", "timestamp", "level"))
     level = fields.get("level", "info")
     mark = "" if level == "info" else f"{level}: "
     return "  ".join([f"{mark}{fields.get('event', '')}", *rest])

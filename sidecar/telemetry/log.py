@@ -9,7 +9,7 @@ import asyncio
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 import orjson
 import structlog
@@ -37,9 +37,7 @@ class LineWriter:
         """Bytes handed over and not yet written; changed under the lock only."""
         self._closed = False
         self._scheduled = False
-        self._thread = threading.Thread(
-            target=self._run, name="slipstream-log", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="slipstream-log", daemon=True)
         self._thread.start()
 
     def write(self, line: bytes) -> None:
@@ -104,10 +102,16 @@ class LineWriter:
                 self._pending -= sum(map(len, lines))
 
 
+class Writer(Protocol):
+    """Takes rendered lines, newline included."""
+
+    def write(self, line: bytes) -> None: ...
+
+
 class _Sink:
     """What structlog calls with a rendered line."""
 
-    def __init__(self, writer: LineWriter) -> None:
+    def __init__(self, writer: Writer) -> None:
         self._write = writer.write
 
     def msg(self, line: bytes) -> None:
@@ -116,13 +120,9 @@ class _Sink:
     debug = info = warning = error = critical = msg
 
 
-def make_logger(
-    writer: LineWriter, form: Literal["json", "console"], level: str
-) -> FilteringBoundLogger:
+def make_logger(writer: Writer, form: Literal["json", "console"], level: str) -> FilteringBoundLogger:
     """A logger for one process. It takes events and fields, never sentences with data in them."""
-    render: Callable[[WrappedLogger, str, EventDict], Any] = (
-        _console if form == "console" else _json
-    )
+    render: Callable[[WrappedLogger, str, EventDict], Any] = _console if form == "console" else _json
     logger: FilteringBoundLogger = structlog.wrap_logger(
         _Sink(writer),
         processors=[

@@ -61,7 +61,7 @@ class Render:
         self._trace.timings = live.timings
         if head is None:
             self._failed_before_head(recording.end)
-        elif reply.started and not (live.answer.streaming and live.answer.identity):
+        elif reply.started and not live.answer.framed:
             await self._report_head(head)
         else:
             if not reply.started:
@@ -71,7 +71,7 @@ class Render:
     async def _body(self) -> None:
         live, reader, reply, trace = self._live, self._reader, self._reply, self._trace
         answer = live.answer
-        if answer.streaming and answer.identity and reply.insertable:
+        if answer.framed and reply.insertable:
             reader.every(self._interval)
         while True:
             data = await reader.read()
@@ -117,7 +117,7 @@ class Render:
         trace.outcome = end.outcome
         if end.fault is not None:
             trace.error = end.fault.kind
-            if answer.streaming and answer.identity and reply.insertable and answer.dialect is not None:
+            if answer.framed and reply.insertable and answer.dialect is not None:
                 frame = answer.dialect.error_frame(end.fault, status_of(end.fault))
                 reply.write(answer.closing + frame)
             reply.cut()
