@@ -9,7 +9,7 @@ import pytest
 
 from sidecar.config import load
 from sidecar.scripted import ScriptedProvider
-from sidecar.telemetry.log import make_logger
+from sidecar.telemetry.log import make_logger, request_lines
 from sidecar.web.service import Service
 
 
@@ -72,7 +72,8 @@ async def start_sidecar() -> AsyncIterator[StartSidecar]:
         flags |= {"server.upstream": upstream, "server.port": 0}
         config = load(flags, environment={}, file=file).config
         lines = Lines()
-        service = Service(config, b"s" * 32, make_logger(lines, "json", "info"), tls)
+        log, requests = make_logger(lines, "json", "info"), request_lines(lines, "json", "info")
+        service = Service(config, b"s" * 32, log, requests, tls)
         await service.start()
         running.append(Sidecar(service, lines))
         return running[-1]

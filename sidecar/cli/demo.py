@@ -21,7 +21,7 @@ from sidecar.cli.serve import banner, run_loop
 from sidecar.config import Config, load
 from sidecar.core.types import Outcome
 from sidecar.scripted import Script, ScriptedProvider
-from sidecar.telemetry.log import make_logger
+from sidecar.telemetry.log import make_logger, request_lines
 from sidecar.web.service import Service
 
 _KEEPALIVE = 0.15
@@ -71,7 +71,9 @@ async def _demo(*, keep: bool) -> int:
             {"server.upstream": provider.url, "server.port": 0, "keepalive.interval": _KEEPALIVE},
             environment={},
         ).config
-        service = Service(config, b"demo" * 8, make_logger(lines, "json", "info"))
+        service = Service(
+            config, b"demo" * 8, make_logger(lines, "json", "info"), request_lines(lines, "json", "info")
+        )
         async with service, aiohttp.ClientSession() as client:
             console.print(f"\n[bold]Slipstream[/] {service.url}  →  scripted provider {provider.url}\n")
             failed = await _play(Stage(provider, service.url, client, lines), console)

@@ -12,7 +12,7 @@ from sidecar.cli.env import variables
 from sidecar.cli.options import flags, loaded
 from sidecar.cli.serve import log_format, read_secret, run_loop
 from sidecar.config import Config
-from sidecar.telemetry.log import make_logger, stderr_writer
+from sidecar.telemetry.log import make_logger, request_lines, stderr_writer
 from sidecar.web.service import Service
 
 _NOT_FOUND = 127
@@ -34,8 +34,9 @@ def command(argv: tuple[str, ...], **given: Any) -> None:
     writer = stderr_writer()
     try:
         log = make_logger(writer, log_format(config), config.log.level)
+        lines = request_lines(writer, log_format(config), config.log.level)
         secret = read_secret(config, log)
-        sys.exit(run_loop(lambda: _run(config, Service(config, secret, log), argv)))
+        sys.exit(run_loop(lambda: _run(config, Service(config, secret, log, lines), argv)))
     finally:
         writer.close()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import secrets
 import signal
@@ -17,7 +18,8 @@ from sidecar import __version__
 from sidecar.cli.options import flags, loaded
 from sidecar.config import Config, ConfigError
 from sidecar.stores.secret import load_or_create
-from sidecar.telemetry.log import LineWriter, make_logger, stderr_writer
+from sidecar.telemetry.log import LineWriter, make_logger, request_lines, stderr_writer
+from sidecar.web.proxy import Log
 from sidecar.web.routes import Routes
 from sidecar.web.service import Service
 
@@ -34,14 +36,17 @@ def command(**given: Any) -> None:
     try:
         log = make_logger(writer, log_format(config), config.log.level)
         secret = read_secret(config, log)
-        sys.exit(run_loop(lambda: serve(config, secret, log, writer)))
+        lines = request_lines(writer, log_format(config), config.log.level)
+        sys.exit(run_loop(lambda: serve(config, secret, log, lines, writer)))
     finally:
         writer.close()
 
 
-async def serve(config: Config, secret: bytes, log: FilteringBoundLogger, writer: LineWriter) -> int:
+async def serve(
+    config: Config, secret: bytes, log: FilteringBoundLogger, lines: Log, writer: LineWriter
+) -> int:
     """Serve until SIGTERM or SIGINT, drain, and return the exit status."""
-    service = Service(config, secret, log)
+    service = Service(config, secret, log, lines)
     try:
         await service.start()
     except OSError as error:
@@ -49,6 +54,9 @@ async def serve(config: Config, secret: bytes, log: FilteringBoundLogger, writer
         raise ConfigError(f"{where}: cannot listen on {config.server.host}: {error.strerror}") from None
     stop, again = asyncio.Event(), asyncio.Event()
     _on_signals(lambda: again.set() if stop.is_set() else stop.set())
+    # What is there now stays: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
     announce(config, service.url, log)
     await stop.wait()
     log.info("draining", grace_s=config.shutdown.grace)

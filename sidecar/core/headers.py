@@ -52,16 +52,14 @@ def end_to_end(
 
 def request_fields(headers: Headers, fields: dict[bytes, bytes], host: bytes) -> list[tuple[bytes, bytes]]:
     """The client's fields as the upstream gets them: its own `Host`, and no `Slipstream-*`."""
-    kept = []
-    for field in end_to_end(headers, fields, NOT_FORWARDED):
-        key = field[0].lower()
-        if key == b"host":
-            kept.append((field[0], host))
-        elif not key.startswith(b"slipstream-"):
-            kept.append(field)
-    if b"host" not in fields:
-        kept.insert(0, (b"Host", host))
-    return kept
+    kept = end_to_end(headers, fields, NOT_FORWARDED)
+    if any(key.startswith(b"slipstream-") for key in fields):
+        kept = [field for field in kept if not field[0].lower().startswith(b"slipstream-")]
+    for at, (name, _) in enumerate(kept):
+        if len(name) == 4 and name.lower() == b"host":
+            kept[at] = (name, host)
+            return kept
+    return [(b"Host", host), *kept]
 
 
 def render(start: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -70,9 +68,9 @@ def render(start: bytes, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     Raises ValueError when a name, a value or the start line would break out of its line: whatever
     let it in, it goes no further (header injection, RFC 9112, 11.1).
     """
-    lines = [start, *(b"%b: %b" % field for field in fields), b"", b""]
-    head = b"\r\n".join(lines)
-    breaks = len(lines) - 1
+    lines = [name + b": " + value for name, value in fields]
+    head = b"\r\n".join([start, *lines, b"", b""])
+    breaks = len(lines) + 2
     if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
         raise ValueError("a header field holds CR, LF or NUL")
     return head

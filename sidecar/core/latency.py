@@ -13,6 +13,7 @@ Definitions (all times in milliseconds, from `time.perf_counter` differences):
   longest that any chunk lay here while the client was ready to take it.
 """
 
+import itertools
 import math
 import secrets
 import time
@@ -24,6 +25,10 @@ import msgspec
 from sidecar.core.types import Outcome, Timings
 
 _GAPS = 8192
+
+_RUN = secrets.token_hex(4)
+_NUMBERS = itertools.count(1)
+"""Request ids are unique, not secret: eight random digits per process, then a count."""
 
 
 class Gaps:
@@ -56,9 +61,9 @@ class Gaps:
 
     def percentiles(self, *shares: float) -> list[float | None]:
         """Nearest-rank percentiles; None where there was no gap."""
-        ordered = sorted(self._kept)
-        if not ordered:
+        if not self._kept:
             return [None] * len(shares)
+        ordered = sorted(self._kept)
         last = len(ordered) - 1
         return [ordered[min(last, math.ceil(share * len(ordered)) - 1)] for share in shares]
 
@@ -72,8 +77,6 @@ class Trace(msgspec.Struct):
     request_id: str
     method: str
     path: str
-    timestamp: float
-    """Wall clock at the start, seconds since the epoch."""
     started: float
     trace_id: str | None = None
     tenant: str | None = None
@@ -98,10 +101,9 @@ class Trace(msgspec.Struct):
     def begin(cls, method: str) -> "Trace":
         """A trace that starts now."""
         return cls(
-            request_id=secrets.token_hex(8),
+            request_id=f"{_RUN}{next(_NUMBERS):08x}",
             method=method,
             path="",
-            timestamp=time.time(),
             started=time.perf_counter(),
         )
 
@@ -189,16 +191,20 @@ def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
 
 def server_timing(trace: Trace) -> bytes:
     """What is known when the head is written, as the value of a `Server-Timing` header."""
-    phases = _phases(trace, trace.timings)
-    return ", ".join(f"{name[:-3]};dur={value}" for name, value in phases.items()).encode()
+    timings = trace.timings
+    read = b"read;dur=%.3f" % (trace.waited * 1000)
+    if timings is None:
+        return read
+    connect, upstream = timings.connected - timings.started, timings.head - timings.sent
+    return b"%b, connect;dur=%.3f, upstream;dur=%.3f" % (read, connect * 1000, upstream * 1000)
 
 
 def _phases(trace: Trace, timings: Timings | None) -> Mapping[str, float | None]:
-    phases = {"read_ms": _ms(trace.waited)}
-    if timings is not None:
-        phases["connect_ms"] = _ms(timings.connected - timings.started)
-        phases["upstream_ms"] = _ms(timings.head - timings.sent)
-    return phases
+    read = _ms(trace.waited)
+    if timings is None:
+        return {"read_ms": read}
+    connect, upstream = timings.connected - timings.started, timings.head - timings.sent
+    return {"read_ms": read, "connect_ms": _ms(connect), "upstream_ms": _ms(upstream)}
 
 
 def _overhead(trace: Trace) -> float | None:
@@ -211,4 +217,5 @@ def _overhead(trace: Trace) -> float | None:
 
 
 def _ms(seconds: float | None) -> float | None:
-    return None if seconds is None else round(seconds * 1000, 3)
+    """Whole microseconds are as much as these clocks are worth; several times cheaper than round()."""
+    return None if seconds is None else int(seconds * 1e6 + 0.5) / 1000

@@ -18,13 +18,12 @@ RETAINED = 8 << 20
 class Hub:
     """All upstream calls of this process."""
 
-    def __init__(
-        self, upstream: Upstream, on_fault: Callable[[BaseException], None]
-    ) -> None:
+    def __init__(self, upstream: Upstream, on_fault: Callable[[BaseException], None]) -> None:
         """`on_fault` is told of exceptions that no upstream can cause: our own mistakes."""
         self._upstream = upstream
         self._on_fault = on_fault
         self._live: set[Live] = set()
+        self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
         return len(self._live)
@@ -32,8 +31,8 @@ class Hub:
     def start(self, call: Call, answer: Answer, *, retain: bool) -> tuple[Live, Reader]:
         """Begin an upstream call with its first reader."""
         live = Live(Recording(limit=RETAINED if retain else 0), answer)
-        reader = Reader(live.recording)
-        task = asyncio.get_running_loop().create_task(pump(self._upstream, call, live))
+        reader = Reader(live.recording, self._loop)
+        task = self._loop.create_task(pump(self._upstream, call, live))
         live.task = task
         self._live.add(live)
         task.add_done_callback(lambda task: self._ended(live, task))
@@ -42,9 +41,7 @@ class Hub:
     def leave(self, live: Live, reader: Reader) -> None:
         """A reader is gone; so is the upstream call, if it was the last one."""
         reader.close()
-        if policy.cancels_upstream(
-            live.recording.readers, ended=live.recording.end is not None
-        ):
+        if policy.cancels_upstream(live.recording.readers, ended=live.recording.end is not None):
             live.cancel()
 
     def stop(self, end: End) -> None:

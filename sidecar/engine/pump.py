@@ -81,15 +81,11 @@ async def pump(upstream: Upstream, call: Call, live: Live) -> None:
                 await live.room()
         whole = answer.close(source.arrived)
         recording.finish(
-            policy.end_of_body(
-                whole=whole, declared_error=answer.facts.error, status=head.status
-            )
+            policy.end_of_body(whole=whole, declared_error=answer.facts.error, status=head.status)
         )
     except (UpstreamError, RefusedError) as error:
         recording.finish(
-            policy.end_of_fault(
-                error.fault, over=answer.over, declared_error=answer.facts.error
-            )
+            policy.end_of_fault(error.fault, over=answer.over, declared_error=answer.facts.error)
         )
     except asyncio.CancelledError:
         recording.finish(live.end_on_cancel)
@@ -98,6 +94,4 @@ async def pump(upstream: Upstream, call: Call, live: Live) -> None:
         if source is not None:
             source.close()
         # Only a fault of our own gets here without an end; no reader may wait for ever because of it.
-        recording.finish(
-            End(Outcome.UPSTREAM_ERROR, Fault("internal", "see the log of the sidecar"))
-        )
+        recording.finish(End(Outcome.UPSTREAM_ERROR, Fault("internal", "see the log of the sidecar")))

@@ -24,10 +24,10 @@ class Reader:
         "offset",
     )
 
-    def __init__(self, recording: Recording, offset: int = 0) -> None:
+    def __init__(self, recording: Recording, loop: asyncio.AbstractEventLoop, offset: int = 0) -> None:
         self.offset = offset
         self._recording = recording
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._waiter: asyncio.Future[None] | None = None
         self._idle = False
         self._interval = 0.0

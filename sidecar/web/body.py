@@ -10,6 +10,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from sidecar.core.errors import RefusedError
 from sidecar.core.types import Request
+from sidecar.web.incoming import Incoming
 
 
 class Body(msgspec.Struct, frozen=True):
@@ -21,7 +22,7 @@ class Body(msgspec.Struct, frozen=True):
     """Seconds spent waiting for the client."""
 
 
-async def receive(raw: web.BaseRequest, request: Request, *, keep: int, timeout: float) -> Body:  # noqa: ASYNC109
+async def receive(raw: Incoming, request: Request, *, keep: int, timeout: float) -> Body:  # noqa: ASYNC109
     """Read up to `keep` bytes. A body that goes on after that is left to be streamed.
 
     Raises RefusedError when the client is too slow or its body is not valid HTTP.
@@ -33,6 +34,9 @@ async def receive(raw: web.BaseRequest, request: Request, *, keep: int, timeout:
             raw.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     if keep <= 0:
         return Body(b"", _rest(raw, timeout), 0.0)
+    content = raw.content
+    if content.is_eof() and content.exception() is None and content.total_bytes <= keep:
+        return Body(content.read_nowait(), None, 0.0)
     parts: list[bytes] = []
     size = 0
     waited = 0.0
@@ -52,12 +56,12 @@ async def receive(raw: web.BaseRequest, request: Request, *, keep: int, timeout:
     return Body(parts[0] if len(parts) == 1 else b"".join(parts), None, waited)
 
 
-async def _rest(raw: web.BaseRequest, timeout: float) -> AsyncIterator[bytes]:  # noqa: ASYNC109
+async def _rest(raw: Incoming, timeout: float) -> AsyncIterator[bytes]:  # noqa: ASYNC109
     while part := await _part(raw, timeout):
         yield part
 
 
-async def _part(raw: web.BaseRequest, timeout: float) -> bytes:  # noqa: ASYNC109
+async def _part(raw: Incoming, timeout: float) -> bytes:  # noqa: ASYNC109
     """The next bytes; b"" at the end."""
     content = raw.content
     try:

@@ -25,13 +25,15 @@ from sidecar.web.exchange import Exchange
 IDLE = 30.0
 """Seconds an unused connection is kept: less than servers and load balancers usually keep theirs."""
 IDLE_PER_ORIGIN = 256
+_BRIEF = 0.25
+"""Seconds after which an idle connection is worth a look before it is used again."""
 
 
 class Connection(asyncio.Protocol):
     """A transport to one origin, lent to one exchange at a time."""
 
     __slots__ = (
-        "_descriptor",
+        "_poll",
         "exchange",
         "idle_since",
         "origin",
@@ -47,13 +49,15 @@ class Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self.writable: asyncio.Future[None] | None = None
         self.paused = False
-        self._descriptor = -1
+        self._poll: select.poll | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         connected = transport.get_extra_info("socket")
         if connected is not None:
-            self._descriptor = connected.fileno()
+            if hasattr(select, "poll"):
+                self._poll = select.poll()
+                self._poll.register(connected.fileno(), select.POLLIN)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def data_received(self, data: bytes) -> None:
@@ -90,11 +94,9 @@ class Connection(asyncio.Protocol):
         """
         if self.transport is None or self.transport.is_closing():
             return False
-        if self._descriptor < 0 or not hasattr(select, "poll"):
+        if time.perf_counter() - self.idle_since < _BRIEF:
             return True
-        poll = select.poll()
-        poll.register(self._descriptor, select.POLLIN)
-        return not poll.poll(0)
+        return self._poll is None or not self._poll.poll(0)
 
     def abort(self) -> None:
         if self.transport is not None:
@@ -111,13 +113,14 @@ class Client:
         self._idle: dict[Origin, deque[Connection]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
+        self._loop = asyncio.get_running_loop()
 
     async def open(self, call: Call) -> Exchange:
         """See `engine.source.Upstream`."""
         started = time.perf_counter()
         connection = self._take(call.origin) or await self._connect(call.origin)
         connected = time.perf_counter()
-        exchange = Exchange(call, connection, self._timeouts, self._limits.headers, self._release)
+        exchange = Exchange(call, connection, self._loop, self._timeouts, self._limits.headers, self._release)
         connection.exchange = exchange
         try:
             exchange.send()
@@ -156,7 +159,7 @@ class Client:
         connection.idle_since = time.perf_counter()
         idle.append(connection)
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(IDLE, self._sweep)
+            self._sweeper = self._loop.call_later(IDLE, self._sweep)
 
     def _sweep(self) -> None:
         self._sweeper = None
@@ -167,19 +170,18 @@ class Client:
             if not idle:
                 del self._idle[origin]
         if self._idle:
-            self._sweeper = asyncio.get_running_loop().call_later(IDLE / 2, self._sweep)
+            self._sweeper = self._loop.call_later(IDLE / 2, self._sweep)
 
     async def _connect(self, origin: Origin) -> Connection:
         """Raises UpstreamError; the detail names host and port, which are the operator's own."""
         where = f"{origin.host}:{origin.port}"
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeouts.connect):
-                found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+                found = await self._loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
                 # RFC 8305: a broken IPv6 route must not cost the whole connect timeout.
                 connected = await start_connection(found, happy_eyeballs_delay=0.25, interleave=1)
                 secure = origin.scheme == "https"
-                _, connection = await loop.create_connection(
+                _, connection = await self._loop.create_connection(
                     lambda: Connection(origin),
                     sock=connected,
                     ssl=self._context() if secure else None,

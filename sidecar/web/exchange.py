@@ -40,6 +40,7 @@ class Exchange:
         self,
         call: Call,
         connection: "Connection",
+        loop: asyncio.AbstractEventLoop,
         timeouts: Timeouts,
         limit: int,
         release: Release,
@@ -54,7 +55,7 @@ class Exchange:
         self._timeouts = timeouts
         self._limit = limit
         self._release: Callable[..., None] = release
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._parser = httptools.HttpResponseParser(self)
         self._reason = b""
         self._headers: list[tuple[bytes, bytes]] = []

@@ -6,8 +6,6 @@ refused here, before any byte of it reaches an upstream.
 
 import re
 
-from aiohttp import web
-
 from sidecar.core.dialects import Dialect
 from sidecar.core.dialects.base import loads
 from sidecar.core.errors import RefusedError
@@ -15,16 +13,17 @@ from sidecar.core.headers import index, request_fields, tokens
 from sidecar.core.types import Intent, Request
 from sidecar.engine.source import Call
 from sidecar.web.body import Body
+from sidecar.web.incoming import Incoming
 from sidecar.web.routes import Route
 
 _TARGET = re.compile(rb"/[^\x00-\x20\x7f]*")
 _SURPRISES = (ValueError, TypeError, AttributeError, RecursionError)
 
 
-def read_head(raw: web.BaseRequest) -> Request:
+def read_head(raw: Incoming) -> Request:
     """The request's head, its target byte for byte as it came."""
     headers = raw.raw_headers
-    target = raw.raw_path.encode("utf-8", "surrogateescape")
+    target = raw.target.encode("utf-8", "surrogateescape")
     path, _, query = target.partition(b"?")
     return Request(
         method=raw.method,
@@ -33,7 +32,7 @@ def read_head(raw: web.BaseRequest) -> Request:
         query=query.decode("utf-8", "backslashreplace"),
         headers=headers,
         fields=index(headers),
-        http10=raw.version < (1, 1),
+        http10=raw.http10,
     )
 
 

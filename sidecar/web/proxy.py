@@ -9,8 +9,6 @@ import secrets
 import time
 from collections.abc import Callable
 
-from aiohttp import web
-
 from sidecar.config import Config
 from sidecar.core.answer import Answer
 from sidecar.core.dialects import Dialect, recognise
@@ -23,6 +21,7 @@ from sidecar.engine.hub import Hub
 from sidecar.engine.pump import Live
 from sidecar.web import intake
 from sidecar.web.body import receive
+from sidecar.web.incoming import Incoming
 from sidecar.web.render import EARLY_TYPE, Render, error_parts, own_error, reason
 from sidecar.web.reply import ClientGoneError, Reply, Sent
 from sidecar.web.routes import Routes, provider
@@ -51,7 +50,7 @@ class Proxy:
         """Set while no request is being served."""
         self.idle.set()
 
-    async def handle(self, raw: web.BaseRequest) -> Sent:
+    async def handle(self, raw: Incoming) -> Sent:
         """Serve one request to its end."""
         job = Job(raw.method, Reply(raw, self._config.timeouts.client))
         self.active += 1
@@ -79,7 +78,7 @@ class Proxy:
             self._account(job)
         return Sent(keep_alive=job.reply.keep_alive)
 
-    def refuse(self, raw: web.BaseRequest, error: RefusedError) -> Sent:
+    def refuse(self, raw: Incoming, error: RefusedError) -> Sent:
         """Answer a request that could not be read."""
         job = Job(raw.method, Reply(raw, self._config.timeouts.client))
         job.reply.keep_alive = False
@@ -101,7 +100,7 @@ class Proxy:
         )
         self._log(record(trace, _heard(None, len(body)), time.perf_counter()))
 
-    async def _serve(self, job: "Job", raw: web.BaseRequest) -> None:
+    async def _serve(self, job: "Job", raw: Incoming) -> None:
         config, trace, reply = self._config, job.trace, job.reply
         request = intake.read_head(raw)
         trace.path = request.path[:1024]

@@ -9,9 +9,8 @@ import socket
 import struct
 from collections.abc import Iterable
 
-from aiohttp import web
-
 from sidecar.core.headers import render
+from sidecar.web.incoming import Incoming
 
 _RESET = struct.pack("ii", 1, 0)
 
@@ -34,7 +33,7 @@ class Reply:
         "started",
     )
 
-    def __init__(self, raw: web.BaseRequest, timeout: float) -> None:
+    def __init__(self, raw: Incoming, timeout: float) -> None:
         """`timeout`: seconds a client may take to make room for more."""
         self._raw = raw
         self._timeout = timeout
@@ -66,7 +65,7 @@ class Reply:
         `sized`: the fields hold a Content-Length that the body will have. Raises ValueError when a
         field would break out of its line; nothing has been written then.
         """
-        http10 = self._raw.version < (1, 1)
+        http10 = self._raw.http10
         extra = []
         if status in (204, 304):
             self.bodiless = True
@@ -121,6 +120,9 @@ class Reply:
         """The body is whole."""
         if self._chunked:
             self._transport.write(b"0\r\n\r\n")
+        if not self.keep_alive and self.behind:
+            # aiohttp closes after this, but would wait for ever for a client that reads no more.
+            asyncio.get_running_loop().call_later(self._timeout, self._transport.abort)
 
     def cut(self, *, reset: bool = False) -> None:
         """End the connection so that no client can take the body for whole.
@@ -140,7 +142,7 @@ class Reply:
         if reset:
             transport.abort()
         else:
-            transport.close()
+            close_within(transport, self._timeout)
 
     @property
     def _transport(self) -> asyncio.Transport:
@@ -148,6 +150,19 @@ class Reply:
         if transport is None:
             raise ClientGoneError("the client closed the connection")
         return transport
+
+
+def close_within(transport: asyncio.Transport, timeout: float) -> None:
+    """Close once what was written is delivered; a client that takes nothing gets `timeout` seconds.
+
+    A transport that is only closed waits for ever for a peer that acknowledges and never reads.
+    """
+    if transport.is_closing():
+        return
+    waiting = transport.get_write_buffer_size() > 0
+    transport.close()
+    if waiting:
+        asyncio.get_running_loop().call_later(timeout, transport.abort)
 
 
 class Sent:
@@ -158,7 +173,7 @@ class Sent:
     def __init__(self, *, keep_alive: bool) -> None:
         self.keep_alive = keep_alive
 
-    async def prepare(self, request: web.BaseRequest) -> None:
+    async def prepare(self, request: Incoming) -> None:
         """Nothing is left to prepare."""
 
     async def write_eof(self) -> None:

@@ -14,13 +14,14 @@ from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from sidecar.config import Limits, Timeouts
 from sidecar.core.errors import RefusedError
-from sidecar.web.reply import Sent
+from sidecar.web.incoming import Incoming
+from sidecar.web.reply import Sent, close_within
 
 KEEP_ALIVE = 75.0
 """Seconds an idle client connection is kept."""
 
-Handler = Callable[[web.BaseRequest], Awaitable[Sent]]
-Refuse = Callable[[web.BaseRequest, RefusedError], Sent]
+Handler = Callable[[Incoming], Awaitable[Sent]]
+Refuse = Callable[[Incoming, RefusedError], Sent]
 
 
 class Protocol(web.RequestHandler):
@@ -60,6 +61,12 @@ class Protocol(web.RequestHandler):
                     f"they exceed {self._server.limits.headers} bytes",
                 )
 
+    def force_close(self) -> None:
+        transport = self.transport
+        super().force_close()
+        if transport is not None:
+            close_within(transport, self._server.timeouts.client)
+
     def connection_lost(self, exc: BaseException | None) -> None:
         self._heads_done()
         super().connection_lost(exc)
@@ -80,7 +87,7 @@ class Protocol(web.RequestHandler):
             error = RefusedError("internal", "see the log of the sidecar")
             if exc is not None:
                 self._server.on_fault(exc)
-        return cast("web.StreamResponse", self._server.refuse(request, error))
+        return cast("web.StreamResponse", self._server.refuse(cast("Incoming", request), error))
 
     def _heads_done(self) -> None:
         self._header_bytes = 0
@@ -120,6 +127,7 @@ class Server(web.Server):
         """`refuse` answers a request, `reject` a connection; `most`: connections at once."""
         super().__init__(
             cast("Any", handler),
+            request_factory=cast("Any", Incoming),
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,

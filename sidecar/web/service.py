@@ -12,7 +12,7 @@ from sidecar.config import Config
 from sidecar.core.types import End, Fault, Outcome
 from sidecar.engine.hub import Hub
 from sidecar.web.client import Client
-from sidecar.web.proxy import Proxy
+from sidecar.web.proxy import Log, Proxy
 from sidecar.web.routes import Routes
 from sidecar.web.server import Server
 
@@ -30,14 +30,15 @@ class Service:
         config: Config,
         secret: bytes,
         log: FilteringBoundLogger,
+        lines: Log,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`tls`: for calls to upstreams; the system's trust store when left out."""
+        """`lines` takes the latency lines, `log` everything else. `tls`: for calls to upstreams; the system's trust store when left out."""
         self._config = config
         self._log = log
         self._client = Client(config.timeouts, config.limits, tls)
         self._hub = Hub(self._client, self._on_fault)
-        self._proxy = Proxy(config, Routes(config), self._hub, secret, self._line)
+        self._proxy = Proxy(config, Routes(config), self._hub, secret, lines)
         self._listener: asyncio.Server | None = None
         self._server: Server | None = None
         self.url = ""
@@ -109,9 +110,6 @@ class Service:
         except TimeoutError:
             return False
         return True
-
-    def _line(self, fields: dict[str, object]) -> None:
-        self._log.info("request", **fields)
 
     def _on_fault(self, error: BaseException) -> None:
         # The type and place, not the message: it might quote a request.

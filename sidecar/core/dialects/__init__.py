@@ -18,8 +18,11 @@ DIALECTS = _registered()
 
 
 def recognise(method: str, path: str) -> Dialect | None:
-    """The wire format of a request, or None when it is no model call. No path is claimed twice."""
+    """The wire format of a request, or None when it is no model call, as all but POSTs are. No path
+    is claimed twice."""
+    if method != "POST":
+        return None
     for dialect in DIALECTS:
-        if dialect.matches(method, path):
+        if dialect.matches(path):
             return dialect
     return None

@@ -27,8 +27,8 @@ class Messages(Dialect):
     keepalive = b'event: ping\ndata: {"type": "ping"}\n\n'
     ids = True
 
-    def matches(self, method: str, path: str) -> bool:
-        return method == "POST" and path.endswith("/v1/messages")
+    def matches(self, path: str) -> bool:
+        return path.endswith("/v1/messages")
 
     def read(self, data: bytes, facts: Facts) -> DeltaKind | None:
         event = loads(data)

@@ -49,8 +49,8 @@ class Dialect:
     ids: ClassVar[bool] = False
     """Whether clients of this format survive an `id:` field."""
 
-    def matches(self, method: str, path: str) -> bool:
-        """Whether a request speaks this format, judged by method and path alone."""
+    def matches(self, path: str) -> bool:
+        """Whether a POST to this path speaks this format."""
         raise NotImplementedError(self.name)  # reason: a dialect without it is a programming error
 
     def framing_of(self, query: str) -> Framing:

@@ -29,8 +29,8 @@ class Gemini(Dialect):
     operation = "generate_content"
     keepalive = b"\n"
 
-    def matches(self, method: str, path: str) -> bool:
-        return method == "POST" and path.endswith((":generateContent", ":streamGenerateContent"))
+    def matches(self, path: str) -> bool:
+        return path.endswith((":generateContent", ":streamGenerateContent"))
 
     def framing_of(self, query: str) -> Framing:
         return "sse" if "alt=sse" in query.split("&") else "array"

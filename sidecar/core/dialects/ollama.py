@@ -15,8 +15,8 @@ class Ollama(Dialect):
     keepalive = b" "
     path: ClassVar[str]
 
-    def matches(self, method: str, path: str) -> bool:
-        return method == "POST" and path.endswith(self.path)
+    def matches(self, path: str) -> bool:
+        return path.endswith(self.path)
 
     def intent(self, path: str, body: Json) -> Intent:
         return Intent(model=text(body.get("model")), stream=body.get("stream") is not False)

@@ -74,8 +74,8 @@ class Chat(OpenAI):
     name = "openai.chat"
     operation = "chat"
 
-    def matches(self, method: str, path: str) -> bool:
-        return method == "POST" and path.endswith("/chat/completions")
+    def matches(self, path: str) -> bool:
+        return path.endswith("/chat/completions")
 
     def delta(self, choice: Json) -> DeltaKind | None:
         delta = choice.get("delta") or {}
@@ -90,8 +90,8 @@ class Completions(OpenAI):
     name = "openai.completions"
     operation = "text_completion"
 
-    def matches(self, method: str, path: str) -> bool:
-        return method == "POST" and path.endswith("/completions") and not path.endswith("/chat/completions")
+    def matches(self, path: str) -> bool:
+        return path.endswith("/completions") and not path.endswith("/chat/completions")
 
     def delta(self, choice: Json) -> DeltaKind | None:
         return "content" if choice.get("text") else None
@@ -104,8 +104,8 @@ class Embeddings(Dialect):
     provider = "openai"
     operation = "embeddings"
 
-    def matches(self, method: str, path: str) -> bool:
-        return method == "POST" and path.endswith("/embeddings")
+    def matches(self, path: str) -> bool:
+        return path.endswith("/embeddings")
 
     def whole(self, body: Json, facts: Facts) -> None:
         facts.model = text(body.get("model"))

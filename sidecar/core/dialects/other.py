@@ -14,7 +14,7 @@ class OtherSSE(Dialect):
     keepalive = b": keepalive\n"
     ids = True
 
-    def matches(self, method: str, path: str) -> bool:
+    def matches(self, path: str) -> bool:
         return False  # known by its answer's content type only
 
     def read(self, data: bytes, facts: Facts) -> DeltaKind | None:

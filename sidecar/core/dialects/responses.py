@@ -35,8 +35,8 @@ class Responses(Dialect):
     keepalive = b": keepalive\n"
     ids = True
 
-    def matches(self, method: str, path: str) -> bool:
-        return method == "POST" and path.endswith("/responses")
+    def matches(self, path: str) -> bool:
+        return path.endswith("/responses")
 
     def read(self, data: bytes, facts: Facts) -> DeltaKind | None:
         if data == b"[DONE]":  # some compatible servers add it

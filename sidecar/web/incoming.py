@@ -1,0 +1,67 @@
+"""A request as aiohttp's server hands it over: its raw head, its body stream, its connection.
+
+aiohttp would make a `BaseRequest` of it, with URL, cookies and mapping interface, none of which a proxy
+looks at. `web.RequestHandler` itself uses the three methods at the end and nothing else of it.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+
+if TYPE_CHECKING:
+    from sidecar.web.server import Protocol
+
+
+class Incoming:
+    """One request of one client connection."""
+
+    __slots__ = (
+        "_task",
+        "content",
+        "http10",
+        "keep_alive",
+        "method",
+        "protocol",
+        "raw_headers",
+        "target",
+        "writer",
+    )
+
+    def __init__(
+        self,
+        message: RawRequestMessage,
+        content: StreamReader,
+        protocol: "Protocol",
+        writer: AbstractStreamWriter,
+        task: "asyncio.Task[None]",
+    ) -> None:
+        self.method = message.method
+        self.target = message.path
+        """As on the wire; bytes that are no UTF-8 are surrogates."""
+        self.raw_headers = message.raw_headers
+        self.http10 = message.version < (1, 1)
+        self.keep_alive = not message.should_close
+        self.content = content
+        self.protocol = protocol
+        self.writer = writer
+        self._task: asyncio.Task[None] | None = task
+
+    @property
+    def transport(self) -> asyncio.Transport | None:
+        """The connection; None once it is lost."""
+        return self.protocol.transport
+
+    @property
+    def body_exists(self) -> bool:
+        """Whether the head announces a body."""
+        return self.content is not EMPTY_PAYLOAD
+
+    def _finish(self) -> None:
+        """aiohttp: the handler has returned."""
+
+    def _cancel(self, exc: BaseException) -> None:
+        """aiohttp: the connection is lost; whoever waits for the body learns why."""
+        self.content.set_exception(exc)
