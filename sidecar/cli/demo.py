@@ -5,6 +5,7 @@ status is 0 only if each did what it should.
 """
 
 import asyncio
+import itertools
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -210,7 +211,7 @@ async def _stream(stage: Stage, url: str, request: Request, **script: Any) -> tu
                 times.append(time.perf_counter())
         except aiohttp.ClientError as error:
             raise _BrokenStreamError(b"".join(pieces)) from error
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     return b"".join(pieces), gaps
 
 

@@ -104,9 +104,14 @@ class Answer:
         return self.framed and self._framer is not None and self._framer.at_boundary and not self.over
 
     @property
+    def events_are_separate(self) -> bool:
+        """A stream whose events stand for themselves; the elements of a JSON array do not."""
+        return self.streaming and not isinstance(self._framer, ArrayFramer)
+
+    @property
     def framed(self) -> bool:
         """Whether frames of our own can be part of this body at all."""
-        return self.streaming and self.identity and not isinstance(self._framer, ArrayFramer)
+        return self.events_are_separate and self.identity
 
     @property
     def over(self) -> bool:

@@ -47,8 +47,7 @@ class Gaps:
         self.longest = 0.0
 
     def add(self, gap: float) -> None:
-        if gap > self.longest:
-            self.longest = gap
+        self.longest = max(self.longest, gap)
         if self._skip:
             self._skip -= 1
             return

@@ -22,6 +22,7 @@ class Live:
     """An upstream call that is going on: the recording it fills, and what is known of it."""
 
     __slots__ = (
+        "_waiter",
         "answer",
         "arrived",
         "end_on_cancel",
@@ -29,7 +30,6 @@ class Live:
         "recording",
         "task",
         "timings",
-        "_waiter",
     )
 
     def __init__(self, recording: Recording, answer: Answer) -> None:

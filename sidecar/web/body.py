@@ -29,9 +29,9 @@ async def receive(raw: Incoming, request: Request, *, keep: int, timeout: float)
     """
     if not raw.body_exists:
         return Body(b"", None, 0.0)
-    if request.fields.get(b"expect", b"").lower() == b"100-continue" and not request.http10:
-        if raw.transport is not None:
-            raw.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    expected = not request.http10 and request.fields.get(b"expect", b"").lower() == b"100-continue"
+    if expected and raw.transport is not None:
+        raw.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     if keep <= 0:
         return Body(b"", _rest(raw, timeout), 0.0)
     content = raw.content

@@ -53,9 +53,9 @@ def check(request: Request) -> None:
         raise RefusedError("bad_request", "exactly one Host header is required")
     upgrade = fields.get(b"upgrade")
     # h2c is an offer that may be ignored (RFC 9113, 3.1); Java's HttpClient makes it with every request.
-    if upgrade is not None and b"upgrade" in tokens(fields.get(b"connection", b"")):
-        if tokens(upgrade) != {b"h2c"}:
-            raise RefusedError("upgrade_unsupported", "use the HTTP API of the same provider")
+    asked = upgrade is not None and b"upgrade" in tokens(fields.get(b"connection", b""))
+    if asked and tokens(upgrade or b"") != {b"h2c"}:
+        raise RefusedError("upgrade_unsupported", "use the HTTP API of the same provider")
 
 
 def intent(dialect: Dialect | None, request: Request, body: Body) -> Intent:

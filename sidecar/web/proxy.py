@@ -5,7 +5,6 @@ latency line, whatever becomes of it.
 """
 
 import asyncio
-import secrets
 import time
 from collections.abc import Callable
 

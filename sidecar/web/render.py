@@ -8,11 +8,11 @@ import time
 
 import orjson
 
+from sidecar.core.dialects import Dialect
 from sidecar.core.errors import KINDS, RefusedError, problem, status_of
 from sidecar.core.headers import end_to_end
 from sidecar.core.latency import Trace, server_timing
 from sidecar.core.types import End, Fault, Head, Outcome
-from sidecar.core.dialects import Dialect
 from sidecar.engine.pump import Live
 from sidecar.engine.reader import Reader
 from sidecar.web.reply import ClientGoneError, Reply
@@ -86,8 +86,7 @@ class Render:
                 await reply.drained()
             else:
                 delay = time.perf_counter() - live.arrived
-                if delay > trace.delay:
-                    trace.delay = delay
+                trace.delay = max(trace.delay, delay)
         end = live.recording.end
         assert end is not None
         self._end(end)
@@ -95,8 +94,8 @@ class Render:
     def _start(self, head: Head) -> None:
         trace, reply, answer = self._trace, self._reply, self._live.answer
         fields = end_to_end(head.headers, head.fields)
-        if answer.streaming:
-            trace.stream = True
+        trace.stream = trace.stream or answer.streaming
+        if answer.events_are_separate:
             if b"x-accel-buffering" not in head.fields:
                 fields.append((b"X-Accel-Buffering", b"no"))
             if b"cache-control" not in head.fields:

@@ -5,6 +5,7 @@ import ssl
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 from structlog.typing import FilteringBoundLogger
 
@@ -33,7 +34,8 @@ class Service:
         lines: Log,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`lines` takes the latency lines, `log` everything else. `tls`: for calls to upstreams; the system's trust store when left out."""
+        """`lines` takes the latency lines, `log` everything else. `tls` is for calls to upstreams; the
+        system's trust store when left out."""
         self._config = config
         self._log = log
         self._client = Client(config.timeouts, config.limits, tls)
@@ -44,7 +46,7 @@ class Service:
         self.url = ""
         """Where it listens; known once started."""
 
-    async def __aenter__(self) -> "Service":
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 
