@@ -6,7 +6,7 @@ bytes may be inserted here, whether the answer is whole, and what the latency li
 
 from sidecar.core.decode import Decoder
 from sidecar.core.dialects import OTHER_SSE, Dialect, Facts
-from sidecar.core.dialects.base import loads
+from sidecar.core.dialects.base import Framing, loads
 from sidecar.core.latency import Gaps
 from sidecar.core.lines import ArrayFramer, LineFramer
 from sidecar.core.sse import Framer, SSEFramer, data_of
@@ -33,10 +33,9 @@ class Answer:
     """The reading of one answer. Made with the request, begun with the head."""
 
     __slots__ = (
-        "_complete",
+        "_blind",
         "_decoder",
         "_framer",
-        "_plain",
         "bytes",
         "dialect",
         "events",
@@ -71,24 +70,24 @@ class Answer:
         """Some event could not be parsed: it is forwarded, and never stored."""
         self._framer: Framer | None = None
         self._decoder: Decoder | None = None
-        self._plain = bytearray()
-        self._complete = False
+        self._blind = False
 
     def begin(self, head: Head) -> None:
         """Choose how to read the body, by what the answer says it is."""
-        encoding = head.fields.get(b"content-encoding", b"identity")
+        encoding = head.fields.get(b"content-encoding", b"identity").strip().lower()
         self.identity = encoding in (b"identity", b"")
         kind = head.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
         ok = 200 <= head.status < 300
+        framing: Framing | None = None
         if kind == b"text/event-stream":
-            if self.dialect is None or self.dialect.framing_of(self.query) == "ndjson":
+            if self.dialect is None or self.dialect.framing_of(self.query) in (None, "ndjson"):
                 self.dialect = OTHER_SSE
             self.streaming = ok
             framing = "sse"
         elif self.dialect is not None and self.intent.stream:
             framing = self.dialect.framing_of(self.query)
-            self.streaming = ok and framing != "sse"
-        if self.streaming:
+            self.streaming = ok and framing in ("ndjson", "array")
+        if self.streaming and framing is not None:
             self._framer = _FRAMERS[framing]()
         if not self.identity and self.dialect is not None:
             self._decoder = Decoder(encoding)
@@ -151,7 +150,8 @@ class Answer:
             return True
         for frame in self._framer.close():
             self._event(frame.block, now)
-        return not self.readable or self.over or self.dialect.ended(self.facts)
+        # What could not be read may have been the end marker: nobody can call that cut.
+        return not self.readable or self._blind or self.over or self.dialect.ended(self.facts)
 
     def read_whole(self, body: bytes) -> None:
         """Learn from an answer that was not a stream; for after the client has it."""
@@ -168,13 +168,14 @@ class Answer:
 
     def _event(self, block: bytes | None, now: float) -> None:
         kind: DeltaKind | None = None
+        self._blind = block is None
         if block is None:
             # Too long to be read. Whatever it says, a person has something to look at now.
             self.unreadable = True
             kind = "content"
         else:
             data = data_of(block) if isinstance(self._framer, SSEFramer) else block.strip()
-            if data is None or self.dialect is None:
+            if data is None or self.dialect is None or (not data and not isinstance(self._framer, SSEFramer)):
                 return
             try:
                 kind = self.dialect.read(data, self.facts)

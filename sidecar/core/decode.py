@@ -31,7 +31,8 @@ class Decoder:
             self.failed = True
             return b""
         self._room -= len(plain)
-        if self._inflate.unconsumed_tail or self._room <= 0:
+        # A second gzip member, or anything else after the first, is not worth following.
+        if self._inflate.unconsumed_tail or self._inflate.unused_data or self._room <= 0:
             self.failed = True
             return b""
         return plain

@@ -7,21 +7,24 @@ it under a secret that only this installation has, so that it cannot be guessed 
 import hmac
 from urllib.parse import parse_qsl
 
+from sidecar.core.headers import CREDENTIALS
 from sidecar.core.types import Request
 
-_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie")
 _QUERY = frozenset({"key", "api_key", "api-key", "access_token"})
 
 
 def credential(request: Request) -> bytes | None:
     """All that says who is asking, header or query, or None when nothing does."""
-    found = [name + b"\0" + request.fields[name] for name in _HEADERS if name in request.fields]
+    found = [(name, request.fields[name]) for name in CREDENTIALS if name in request.fields]
     if "=" in request.query:
         pairs = parse_qsl(request.query, keep_blank_values=True, errors="surrogateescape")
         found += [
-            f"{name}\0{value}".encode(errors="surrogateescape") for name, value in pairs if name in _QUERY
+            (b"?" + name.encode(), value.encode(errors="surrogateescape"))
+            for name, value in pairs
+            if name in _QUERY
         ]
-    return b"\n".join(found) if found else None
+    # With lengths, so that no value can be mistaken for several.
+    return b"".join(b"%b %d:%b" % (name, len(value), value) for name, value in found) or None
 
 
 def tenant(secret: bytes, request: Request) -> str | None:

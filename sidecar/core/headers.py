@@ -22,8 +22,11 @@ HOP_BY_HOP = frozenset(
 NOT_FORWARDED = HOP_BY_HOP | {b"expect"}
 """`Expect: 100-continue` is answered here: waiting for the upstream's 100 would cost a round trip."""
 
-_NEVER_NOMINATED = frozenset({b"close", b"content-length", b"host", b"cache-control", b"authorization"})
-"""Names that `Connection:` may not take away: framing, routing, and what changes who is asking."""
+CREDENTIALS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie")
+"""The fields that say who is asking."""
+
+_NEVER_NOMINATED = frozenset({b"close", b"content-length", b"host", b"cache-control", *CREDENTIALS})
+"""Names that `Connection:` may not take away: framing, routing, and who is asking."""
 
 
 def index(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -15,6 +15,7 @@ Definitions (all times in milliseconds, from `time.perf_counter` differences):
 
 import itertools
 import math
+import re
 import secrets
 import time
 from array import array
@@ -25,6 +26,7 @@ import msgspec
 from sidecar.core.types import Outcome, Timings
 
 _GAPS = 8192
+_TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?", re.DOTALL)
 
 _RUN = secrets.token_hex(4)
 _NUMBERS = itertools.count(1)
@@ -126,15 +128,12 @@ class Heard(msgspec.Struct, frozen=True):
 
 def trace_id(traceparent: bytes | None) -> str | None:
     """The trace id of a valid W3C `traceparent` (version 00 and up), else None."""
-    if traceparent is None:
+    found = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
+    if found is None or found[1] == b"ff" or (found[1] == b"00" and found[4]):
         return None
-    parts = traceparent.split(b"-")
-    if len(parts) < 4 or [len(part) for part in parts[:4]] != [2, 32, 16, 2]:
+    if not found[2].strip(b"0") or not found[3].strip(b"0"):
         return None
-    found = parts[1]
-    if found.strip(b"0123456789abcdef") or not found.strip(b"0") or parts[0] == b"ff":
-        return None
-    return found.decode()
+    return found[2].decode()
 
 
 def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:

@@ -46,7 +46,11 @@ class LineFramer:
         frames = []
         start = 0
         while (at := data.find(b"\n", max(start, self._scan))) >= 0:
-            block = None if self._dropping else bytes(data[start : at + 1])
+            block = None
+            if self._dropping or at + 1 - start > self._limit:
+                self.overflowed = True
+            else:
+                block = bytes(data[start : at + 1])
             frames.append(Frame(block, self._base + at, self._base + at + 1))
             self._dropping = False
             start, self._scan = at + 1, 0
@@ -64,10 +68,10 @@ class LineFramer:
 
     def close(self) -> list[Frame]:
         """The last line needs no newline."""
-        if not self._buffer.strip():
-            return []
         end = self._base + len(self._buffer)
-        return [Frame(bytes(self._buffer), end, end)]
+        if self._dropping:
+            return [Frame(None, end, end)]
+        return [Frame(bytes(self._buffer), end, end)] if self._buffer.strip() else []
 
 
 class ArrayFramer:
@@ -80,6 +84,7 @@ class ArrayFramer:
         "_base",
         "_buffer",
         "_depth",
+        "_dropping",
         "_in_string",
         "_limit",
         "_scan",
@@ -96,6 +101,8 @@ class ArrayFramer:
         """Where the element being read begins in the buffer; -1 between elements."""
         self._depth = 0
         self._in_string = False
+        self._dropping = False
+        """The element being read is too long to keep."""
         self._limit = limit
         self.newline = b"\n"
         self.overflowed = False
@@ -109,8 +116,6 @@ class ArrayFramer:
         return b""
 
     def feed(self, chunk: bytes) -> list[Frame]:
-        if self.overflowed:
-            return []
         self._buffer += chunk
         frames: list[Frame] = []
         while self._step(frames):
@@ -147,17 +152,26 @@ class ArrayFramer:
         else:
             self._depth -= 1
             if self._depth == 1 and self._start >= 0:
-                end = self._base + self._scan
-                frames.append(Frame(bytes(buffer[self._start : self._scan]), end, end))
-                self._start = -1
+                frames.append(self._element())
         return True
 
+    def _element(self) -> Frame:
+        end = self._base + self._scan
+        block = None
+        if self._dropping or self._scan - self._start > self._limit:
+            self.overflowed = True
+        else:
+            block = bytes(self._buffer[self._start : self._scan])
+        self._start = -1
+        self._dropping = False
+        return Frame(block, end, end)
+
     def _forget(self) -> None:
-        drop = self._scan if self._start < 0 else self._start
+        """Keep the element being read, unless it is too long, and what a string ends with."""
+        if self._start >= 0 and len(self._buffer) - self._start > self._limit:
+            self._dropping = self.overflowed = True
+        drop = self._scan if self._start < 0 or self._dropping else self._start
         del self._buffer[:drop]
         self._base += drop
         self._scan -= drop
         self._start = min(self._start, 0)
-        if len(self._buffer) > self._limit:
-            self.overflowed = True
-            self._buffer.clear()

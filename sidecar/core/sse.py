@@ -23,7 +23,7 @@ class Frame(NamedTuple):
     """One event. Offsets count from the first byte of the body."""
 
     block: bytes | None
-    """The event with its line ends, or None when it is longer than the framer keeps."""
+    """The event with its line ends and without the stream's BOM; None when it is too long to keep."""
     fields_end: int
     """Where the blank line that ends the event begins: a further field would go here."""
     end: int
@@ -115,7 +115,13 @@ class SSEFramer:
             fields_end, end = self._blank_line(data, scan, final=final)
             if not end:
                 break
-            block = None if self._dropping else bytes(data[start:end])
+            block = None
+            if self._dropping or end - start > self._limit:
+                self.overflowed = True
+            else:
+                block = bytes(data[start:end])
+                if block[:3] == _BOM and self._base + start == 0:
+                    block = block[3:]
             frames.append(Frame(block, self._base + fields_end, self._base + end))
             self._dropping = False
             start = scan = end
@@ -171,7 +177,7 @@ def data_of(block: bytes) -> bytes | None:
     if block[:6] == b"data: " and block.count(b"\n") == 2 and b"\r" not in block:
         return block[6:-2]
     values = []
-    for line in _LINE_END.split(block.removeprefix(_BOM)):
+    for line in _LINE_END.split(block):
         if line[:5] == b"data:":
             values.append(line[6:] if line[5:6] == b" " else line[5:])
         elif line == b"data":

@@ -146,7 +146,7 @@ class Render:
         says later can only be said inside the stream."""
         dialect = self._live.answer.dialect
         assert dialect is not None
-        kind = EARLY_TYPE[dialect.framing_of(self._live.answer.query)]
+        kind = EARLY_TYPE[dialect.framing_of(self._live.answer.query) or "sse"]
         fields = [
             (b"Content-Type", kind),
             (b"X-Accel-Buffering", b"no"),

@@ -64,15 +64,14 @@ class Messages(Dialect):
         """`message_delta` repeats only some of the counts of `message_start`: keep the others."""
         if not isinstance(usage, dict):
             return
-        facts.output_tokens = count(usage.get("output_tokens")) or facts.output_tokens
-        cached = count(usage.get("cache_read_input_tokens"))
-        if cached is not None:
-            facts.cached_input_tokens = cached
-        fresh = count(usage.get("input_tokens"))
-        if fresh is not None:
-            # `input_tokens` counts only what no cache of the provider's took part in.
-            written = count(usage.get("cache_creation_input_tokens")) or 0
-            facts.input_tokens = fresh + written + (cached or 0)
+        facts.output_tokens = _known(usage, "output_tokens", facts.output_tokens)
+        facts.cached_input_tokens = _known(usage, "cache_read_input_tokens", facts.cached_input_tokens)
+        facts.written_input_tokens = _known(usage, "cache_creation_input_tokens", facts.written_input_tokens)
+        facts.fresh_input_tokens = _known(usage, "input_tokens", facts.fresh_input_tokens)
+        if facts.fresh_input_tokens is not None:
+            # `input_tokens` is only what no cache took part in; OpenTelemetry wants all of it.
+            cached = (facts.cached_input_tokens or 0) + (facts.written_input_tokens or 0)
+            facts.input_tokens = facts.fresh_input_tokens + cached
 
     def error_body(self, fault: Fault, status: int) -> bytes:
         kind = "api_error" if status >= 500 else "invalid_request_error"
@@ -80,6 +79,11 @@ class Messages(Dialect):
 
     def error_frame(self, fault: Fault, status: int, upstream: bytes | None = None) -> bytes:
         return b"event: error\ndata: " + (upstream or self.error_body(fault, status)) + b"\n\n"
+
+
+def _known(usage: Json, name: str, before: int | None) -> int | None:
+    now = count(usage.get(name))
+    return before if now is None else now
 
 
 DIALECTS = (Messages(),)

@@ -26,6 +26,9 @@ class Facts(msgspec.Struct):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_input_tokens: int | None = None
+    fresh_input_tokens: int | None = None
+    """Anthropic's parts of `input_tokens`: what no cache took part in, and what was written to one."""
+    written_input_tokens: int | None = None
     reasoning_tokens: int | None = None
     finish: str | None = None
     terminal: bool = False
@@ -42,7 +45,8 @@ class Dialect:
     """`gen_ai.provider.name` of the OpenTelemetry GenAI conventions."""
     operation: ClassVar[str]
     """`gen_ai.operation.name` of the same."""
-    framing: ClassVar[Framing] = "sse"
+    framing: ClassVar[Framing | None] = "sse"
+    """How a stream of this format is framed; None for a format that never streams."""
     keepalive: ClassVar[bytes | None] = None
     """What may be written at an event boundary while the model thinks; None for nothing. A bare
     newline stands for the upstream's own line end."""
@@ -53,7 +57,7 @@ class Dialect:
         """Whether a POST to this path speaks this format."""
         raise NotImplementedError(self.name)  # reason: a dialect without it is a programming error
 
-    def framing_of(self, query: str) -> Framing:
+    def framing_of(self, query: str) -> Framing | None:
         """How a streamed answer to this request is framed."""
         return self.framing
 

@@ -62,7 +62,8 @@ class Gemini(Dialect):
             facts.reasoning_tokens = count(usage.get("thoughtsTokenCount"))
             spoken = count(usage.get("candidatesTokenCount"))
             # Google counts thoughts beside the candidates, OpenTelemetry wants all output tokens.
-            facts.output_tokens = None if spoken is None else spoken + (facts.reasoning_tokens or 0)
+            if spoken is not None or facts.reasoning_tokens is not None:
+                facts.output_tokens = (spoken or 0) + (facts.reasoning_tokens or 0)
         blocked = (event.get("promptFeedback") or {}).get("blockReason")
         facts.finish = text(blocked) or facts.finish
         kind: DeltaKind | None = None

@@ -77,4 +77,20 @@ class Generate(Ollama):
         return "reasoning" if line.get("thinking") else None
 
 
-DIALECTS = (Chat(), Generate())
+class Embed(Ollama):
+    """`/api/embed`; never a stream."""
+
+    name = "ollama.embed"
+    framing = None
+    operation = "embeddings"
+    path = "/api/embed"
+
+    def intent(self, path: str, body: Json) -> Intent:
+        return Intent(model=text(body.get("model")))
+
+    def whole(self, body: Json, facts: Facts) -> None:
+        facts.model = text(body.get("model"))
+        facts.input_tokens = count(body.get("prompt_eval_count"))
+
+
+DIALECTS = (Chat(), Generate(), Embed())

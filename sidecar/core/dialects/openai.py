@@ -103,6 +103,7 @@ class Embeddings(Dialect):
     name = "openai.embeddings"
     provider = "openai"
     operation = "embeddings"
+    framing = None
 
     def matches(self, path: str) -> bool:
         return path.endswith("/embeddings")
