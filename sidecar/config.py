@@ -4,60 +4,17 @@ Times are seconds and sizes bytes; both take suffixes (`250ms`, `10m`, `64MiB`).
 error that names the nearest known one. Every error is one line: key, value, remedy.
 """
 
-import difflib
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
+from sidecar.core.values import ConfigError, Duration, Size, nearest, plain, shown, upstream_url
+
 PREFIX = "SLIPSTREAM_"
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
-_SECONDS = {"ms": 0.001, None: 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|[kK]B|MB|GB|[kK]iB|MiB|GiB)?")
-_BYTES = {
-    None: 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KIB": 1 << 10,
-    "MIB": 1 << 20,
-    "GIB": 1 << 30,
-}
-
-
-class ConfigError(Exception):
-    """A configuration that cannot be used; the message is one line for people, without secrets."""
-
-
-class Duration(float):
-    """Seconds, zero or more."""
-
-    @classmethod
-    def parse(cls, value: object) -> "Duration":
-        """Raises ValueError with what would be right."""
-        found = None if isinstance(value, bool) else _DURATION.fullmatch(str(value).strip())
-        if found is None:
-            raise ValueError("expected a time such as 30, 250ms or 10m")
-        return cls(float(found[1]) * _SECONDS[found[2]])
-
-
-class Size(int):
-    """Bytes, zero or more."""
-
-    @classmethod
-    def parse(cls, value: object) -> "Size":
-        """Raises ValueError with what would be right."""
-        found = None if isinstance(value, bool) else _SIZE.fullmatch(str(value).strip())
-        if found is None:
-            raise ValueError("expected a size such as 65536, 64KiB or 1GiB")
-        unit = found[2].upper() if found[2] else None
-        return cls(float(found[1]) * _BYTES[unit])
 
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -153,6 +110,19 @@ KEYS = [
 ]
 
 
+_FLAGS = {
+    "server.upstream": "--upstream",
+    "server.host": "--host",
+    "server.port": "--port",
+    "server.workers": "--workers",
+    "server.data_dir": "--data-dir",
+    "admin.host": "--admin-host",
+    "admin.port": "--admin-port",
+    "cache.mode": "--cache",
+    "log.format": "--log-format",
+}
+
+
 class Loaded(msgspec.Struct, frozen=True):
     """A configuration and where each value that is not a default came from."""
 
@@ -184,7 +154,7 @@ def load(
     for key, value in (flags or {}).items():
         if value is not None:
             values[key] = value
-            origins[key] = "--" + key.partition(".")[2].replace("_", "-")
+            origins[key] = _FLAGS.get(key, "a flag")
     tables: dict[str, dict[str, object]] = {name: {} for name in SECTIONS}
     for key, value in values.items():
         section, _, name = key.partition(".")
@@ -193,42 +163,6 @@ def load(
     config = Config(upstreams=upstreams, **made)
     _check(config)
     return Loaded(config, origins)
-
-
-def upstream_url(key: str, url: str) -> str:
-    """An upstream's URL as written, checked. Raises ConfigError."""
-    remedy = "expected a URL such as https://api.openai.com"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise ConfigError(f"{key}: {remedy}") from None
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError(f"{key}: a URL with user name or password is not supported; {remedy}")
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ConfigError(f"{key} = {url!r}: {remedy}")
-    if parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"{key}: {remedy}, without query or fragment")
-    return url
-
-
-def schema() -> dict[str, Any]:
-    """JSON Schema of the file."""
-    return msgspec.json.schema(Config, schema_hook=_schema_of)
-
-
-def _schema_of(kind: type) -> dict[str, Any]:
-    if kind is Duration:
-        return {
-            "type": ["number", "string"],
-            "description": "seconds, or a number with ms, s, m, h, d",
-        }
-    if kind is Size:
-        return {
-            "type": ["integer", "string"],
-            "description": "bytes, or a number with KiB, MiB, GiB",
-        }
-    raise NotImplementedError(kind)  # reason: the protocol of schema_hook
 
 
 def _read_file(path: Path) -> tuple[dict[str, object], list[UpstreamTable]]:
@@ -245,13 +179,13 @@ def _read_file(path: Path) -> tuple[dict[str, object], list[UpstreamTable]]:
             upstreams = _read_upstreams(table)
             continue
         if section not in SECTIONS:
-            raise ConfigError(f"[{section}]: unknown table{_nearest(section, [*SECTIONS, 'upstreams'])}")
+            raise ConfigError(f"[{section}]: unknown table{nearest(section, [*SECTIONS, 'upstreams'])}")
         if not isinstance(table, dict):
             raise ConfigError(f"{section}: expected a table: write [{section}] and keys below it")
         for name, value in table.items():
             key = f"{section}.{name}"
             if key not in KEYS:
-                raise ConfigError(f"{key}: unknown key{_nearest(key, KEYS)}")
+                raise ConfigError(f"{key}: unknown key{nearest(key, KEYS)}")
             values[key] = value
     return values, upstreams
 
@@ -267,11 +201,11 @@ def _read_upstreams(entries: object) -> list[UpstreamTable]:
             raise ConfigError(f"{where}: expected a table with name, url and paths")
         for name in entry:
             if name not in known:
-                raise ConfigError(f"{where}.{name}: unknown key{_nearest(name, known)}")
+                raise ConfigError(f"{where}.{name}: unknown key{nearest(name, known)}")
         try:
             made.append(msgspec.convert(entry, UpstreamTable))
         except msgspec.ValidationError as error:
-            raise ConfigError(f"{where}: {_plain(error)}") from None
+            raise ConfigError(f"{where}: {plain(error)}") from None
     return made
 
 
@@ -288,7 +222,7 @@ def _environment_keys(environment: Mapping[str, str]) -> dict[str, str]:
         elif name.replace("_", "") in loose:
             raise ConfigError(f"{name}: unknown variable; did you mean {loose[name.replace('_', '')]}?")
         elif "__" in name.removeprefix(PREFIX):
-            raise ConfigError(f"{name}: unknown variable{_nearest(name, list(known))}")
+            raise ConfigError(f"{name}: unknown variable{nearest(name, list(known))}")
     return found
 
 
@@ -303,16 +237,13 @@ def _convert(key: str, value: object, kind: Any, origin: str) -> object:
     try:
         return msgspec.convert(value, kind, strict=False, dec_hook=lambda kind, raw: kind.parse(raw))
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{key} = {value!r}: {_plain(error)} (from {origin})") from None
-
-
-def _plain(error: Exception) -> str:
-    """msgspec's message, as a remedy."""
-    message = str(error).partition(" - at ")[0]
-    return message[:1].lower() + message[1:]
+        raise ConfigError(f"{key}{shown(value)}: {plain(error)} (from {origin})") from None
 
 
 def _check(config: Config) -> None:
+    for name, seconds in msgspec.structs.asdict(config.timeouts).items():
+        if seconds <= 0:
+            raise ConfigError(f"timeouts.{name} = 0: expected more than 0; there is no such thing as none")
     if config.server.upstream is not None:
         upstream_url("server.upstream", config.server.upstream)
     names = set()
@@ -327,8 +258,3 @@ def _check(config: Config) -> None:
                 raise ConfigError(f"{where}.paths: {prefix!r} is no path prefix; expected one such as /v1")
     if config.server.upstream is not None and config.upstreams:
         raise ConfigError("server.upstream and [[upstreams]] exclude each other: keep one of them")
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"

@@ -7,7 +7,8 @@ import click
 import msgspec
 
 from sidecar.cli.options import flags, loaded
-from sidecar.config import SECTIONS, Loaded, schema
+from sidecar.config import SECTIONS, Loaded, Section, UpstreamTable
+from sidecar.core.values import Duration, Size
 
 
 @click.group("config", short_help="show, validate or describe the configuration")
@@ -62,5 +63,36 @@ def as_toml(found: Loaded) -> str:
 def _value(value: object) -> str:
     """A TOML value. JSON's strings, booleans and arrays of strings are TOML's too."""
     if isinstance(value, float):
-        return f"{value:g}"
+        return repr(float(value)).removesuffix(".0")
     return json.dumps(value, ensure_ascii=False)
+
+
+_UNITS: dict[type, dict[str, Any]] = {
+    Duration: {"type": ["number", "string"], "description": "seconds, or a number with ms, s, m, h or d"},
+    Size: {"type": ["integer", "string"], "description": "bytes, or a number with KiB, MiB or GiB"},
+}
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the file."""
+    properties: dict[str, Any] = {name: _table_schema(table) for name, table in SECTIONS.items()}
+    properties["upstreams"] = {"type": "array", "items": _table_schema(UpstreamTable)}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Slipstream configuration",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _table_schema(table: type[Section]) -> dict[str, Any]:
+    properties, required = {}, []
+    for field in msgspec.structs.fields(table):
+        made: dict[str, Any] = dict(_UNITS.get(field.type) or msgspec.json.schema(field.type))
+        if field.default is not msgspec.NODEFAULT and field.default is not None:
+            made["default"] = field.default
+        elif field.required:
+            required.append(field.name)
+        properties[field.name] = made
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

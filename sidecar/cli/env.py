@@ -1,5 +1,6 @@
 """`slipstream env`: the variables that make official SDKs use the sidecar."""
 
+import shlex
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,4 +36,4 @@ def variables(config: Config, url: str) -> dict[str, str]:
 
 def exports(config: Config, url: str) -> list[str]:
     """The variables as lines for a POSIX shell."""
-    return [f"export {name}={value}" for name, value in variables(config, url).items()]
+    return [f"export {name}={shlex.quote(value)}" for name, value in variables(config, url).items()]

@@ -2,11 +2,12 @@
 
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 import click
 
 from sidecar import __version__
-from sidecar.config import ConfigError
+from sidecar.core.values import ConfigError
 
 COMMANDS = {
     "serve": "run the sidecar",
@@ -48,12 +49,20 @@ def main() -> None:
     try:
         sys.exit(slipstream.main(standalone_mode=False, prog_name="slipstream"))
     except ConfigError as error:
-        print(f"slipstream: {error}", file=sys.stderr)
+        _fail(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
         sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message())
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
     except click.Abort:
         sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    """One line, whatever was in it."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+    print(f"slipstream: {shown}", file=sys.stderr)
+    sys.exit(2)

@@ -1,16 +1,18 @@
 """`slipstream run -- CMD ...`: a sidecar for the time of one command."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
+from collections.abc import Awaitable
 from typing import Any
 
 import click
 
 from sidecar.cli.env import variables
 from sidecar.cli.options import flags, loaded
-from sidecar.cli.serve import log_format, read_secret, run_loop
+from sidecar.cli.serve import log_format, read_secret, run_loop, started
 from sidecar.config import Config
 from sidecar.telemetry.log import make_logger, request_lines, stderr_writer
 from sidecar.web.service import Service
@@ -36,30 +38,59 @@ def command(argv: tuple[str, ...], **given: Any) -> None:
         log = make_logger(writer, log_format(config), config.log.level)
         lines = request_lines(writer, log_format(config), config.log.level)
         secret = read_secret(config, log)
-        sys.exit(run_loop(lambda: _run(config, Service(config, secret, log, lines), argv)))
+        sys.exit(run_loop(lambda: _run(config, started(config, secret, log, lines), argv)))
     finally:
         writer.close()
 
 
-async def _run(config: Config, service: Service, argv: tuple[str, ...]) -> int:
-    async with service:
+async def _run(config: Config, starting: Awaitable[Service], argv: tuple[str, ...]) -> int:
+    relay = _Relay()
+    async with await starting as service:
         environment = {**os.environ, **variables(config, service.url)}
         try:
-            child = await asyncio.create_subprocess_exec(*argv, env=environment)
+            relay.child = await asyncio.create_subprocess_exec(*argv, env=environment)
         except FileNotFoundError:
             print(f"slipstream: {argv[0]}: command not found", file=sys.stderr)
             return _NOT_FOUND
         except OSError as error:
             print(f"slipstream: {argv[0]}: {error.strerror}", file=sys.stderr)
             return _NOT_EXECUTABLE
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # The child decides what a signal means; the sidecar lives as long as the child does.
-            loop.add_signal_handler(number, _pass_on, child, number)
-        status = await child.wait()
+        relay.flush()
+        status = await relay.child.wait()
         return 128 - status if status < 0 else status
 
 
-def _pass_on(child: asyncio.subprocess.Process, number: int) -> None:
-    if child.returncode is None:
-        child.send_signal(number)
+class _Relay:
+    """Passes signals on: the child decides what one means, and the sidecar lives as long as it does."""
+
+    def __init__(self) -> None:
+        self.child: asyncio.subprocess.Process | None = None
+        self._early: list[int] = []
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C reaches both by itself
+                loop.add_signal_handler(number, self._take, number)
+
+    def flush(self) -> None:
+        """Send what came before there was a child."""
+        for number in self._early:
+            self._send(number)
+
+    def _take(self, number: int) -> None:
+        if number == signal.SIGINT and _in_foreground():
+            return  # the terminal sent it to the child as well; twice is "at once" to many programs
+        if self.child is None:
+            self._early.append(number)
+        else:
+            self._send(number)
+
+    def _send(self, number: int) -> None:
+        if self.child is not None and self.child.returncode is None:
+            self.child.send_signal(number)
+
+
+def _in_foreground() -> bool:
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except (OSError, ValueError):
+        return False

@@ -16,7 +16,8 @@ from structlog.typing import FilteringBoundLogger
 
 from sidecar import __version__
 from sidecar.cli.options import flags, loaded
-from sidecar.config import Config, ConfigError
+from sidecar.config import Config
+from sidecar.core.values import ConfigError
 from sidecar.stores.secret import load_or_create
 from sidecar.telemetry.log import LineWriter, make_logger, request_lines, stderr_writer
 from sidecar.web.proxy import Log
@@ -46,12 +47,7 @@ async def serve(
     config: Config, secret: bytes, log: FilteringBoundLogger, lines: Log, writer: LineWriter
 ) -> int:
     """Serve until SIGTERM or SIGINT, drain, and return the exit status."""
-    service = Service(config, secret, log, lines)
-    try:
-        await service.start()
-    except OSError as error:
-        where = f"server.port = {config.server.port}"
-        raise ConfigError(f"{where}: cannot listen on {config.server.host}: {error.strerror}") from None
+    service = await started(config, secret, log, lines)
     stop, again = asyncio.Event(), asyncio.Event()
     _on_signals(lambda: again.set() if stop.is_set() else stop.set())
     # What is there now stays: the collector need not look at it again.
@@ -71,6 +67,17 @@ async def serve(
     hurried.cancel()
     log.info("stopped", unfinished=not draining.result())
     return 0
+
+
+async def started(config: Config, secret: bytes, log: FilteringBoundLogger, lines: Log) -> Service:
+    """A service that listens. Raises ConfigError when its address cannot be had."""
+    service = Service(config, secret, log, lines)
+    try:
+        await service.start()
+    except OSError as error:
+        where = f"server.port = {config.server.port}"
+        raise ConfigError(f"{where}: cannot listen on {config.server.host}: {error.strerror}") from None
+    return service
 
 
 def announce(config: Config, url: str, log: FilteringBoundLogger) -> None:

@@ -168,8 +168,8 @@ class Answer:
 
     def _event(self, block: bytes | None, now: float) -> None:
         kind: DeltaKind | None = None
-        self._blind = block is None
         if block is None:
+            self._blind = True
             # Too long to be read. Whatever it says, a person has something to look at now.
             self.unreadable = True
             kind = "content"
@@ -184,6 +184,8 @@ class Answer:
         self.events += 1
         if kind is None:
             return
+        # Something more was said, so what could not be read was not the end.
+        self._blind = block is None
         if self.first_kind is None:
             self.first_at, self.first_kind = now, kind
         else:

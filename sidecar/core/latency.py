@@ -146,6 +146,8 @@ def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
     tokens = heard.output_tokens if heard.output_tokens is not None else heard.events
     p50, p99 = heard.gaps.percentiles(0.5, 0.99)
     longest = heard.gaps.longest if p50 is not None else None
+    if p99 is not None:
+        p99 = min(p99, heard.gaps.longest)  # kept in single precision, which rounds
     return {
         "request_id": trace.request_id,
         "trace_id": trace.trace_id,

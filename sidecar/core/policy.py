@@ -22,6 +22,17 @@ def end_of_body(*, whole: bool, declared_error: str | None, status: int) -> End:
     return End(Outcome.TRUNCATED, Fault("upstream_incomplete", detail))
 
 
+def end_of_leaving(*, over: bool, declared_error: str | None, taken: bool) -> End:
+    """How an answer ended whose client left.
+
+    Many SDKs hang up on the terminal marker, before the end of the body. `taken`: the client had been
+    sent all there was.
+    """
+    if over and taken:
+        return End(Outcome.COMPLETE if declared_error is None else Outcome.UPSTREAM_ERROR)
+    return End(Outcome.CANCELLED)
+
+
 def end_of_fault(fault: Fault, *, over: bool, declared_error: str | None) -> End:
     """How an answer ended whose connection was lost.
 

@@ -102,7 +102,8 @@ class Recording:
     def take(self, waker: Waker) -> bytes:
         """All bytes past the reader's offset, joined; moves the offset."""
         start = waker.offset - self._base
-        data = bytes(self._bytes[start:]) if start else bytes(self._bytes)
+        with memoryview(self._bytes) as view:
+            data = bytes(view[start:])
         waker.offset = self.size
         self._advanced()
         return data
@@ -123,9 +124,7 @@ class Recording:
             room.wake()
 
     def _trim(self) -> None:
-        if not self._wakers:
-            return
-        passed = min(waker.offset for waker in self._wakers) - self._base
+        passed = min((waker.offset for waker in self._wakers), default=self.size) - self._base
         if passed > 0:
             del self._bytes[:passed]
             self._base += passed

@@ -40,9 +40,13 @@ class Hub:
 
     def leave(self, live: Live, reader: Reader) -> None:
         """A reader is gone; so is the upstream call, if it was the last one."""
+        recording, answer = live.recording, live.answer
         reader.close()
-        if policy.cancels_upstream(live.recording.readers, ended=live.recording.end is not None):
-            live.cancel()
+        if policy.cancels_upstream(recording.readers, ended=recording.end is not None):
+            taken = reader.offset == recording.size
+            live.cancel(
+                policy.end_of_leaving(over=answer.over, declared_error=answer.facts.error, taken=taken)
+            )
 
     def stop(self, end: End) -> None:
         """End every call now: what is still running gets `end`."""

@@ -85,6 +85,12 @@ class Connection(asyncio.Protocol):
         if self.writable is not None and not self.writable.done():
             self.writable.set_result(None)
 
+    async def drained(self) -> None:
+        """Wait until the upstream has taken enough, or is gone."""
+        if self.paused:
+            self.writable = asyncio.get_running_loop().create_future()
+            await self.writable
+
     def fresh(self) -> bool:
         """Whether an idle connection can carry a request.
 
@@ -194,6 +200,8 @@ class Client:
             ) from None
         except socket.gaierror as error:
             raise UpstreamError("upstream_unreachable", f"{where}: {error.strerror}") from None
+        except UnicodeError:
+            raise UpstreamError("upstream_unreachable", f"{where}: not a host name") from None
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", None) or error.reason or "handshake failed"
             raise UpstreamError("upstream_unreachable", f"{where}: TLS: {reason}") from None

@@ -17,6 +17,7 @@ from sidecar.core.errors import RefusedError, UpstreamError
 from sidecar.core.headers import index, render
 from sidecar.core.types import Head, Timings
 from sidecar.engine.source import Call
+from sidecar.web.upload import Upload
 
 if TYPE_CHECKING:
     from sidecar.web.client import Connection
@@ -63,17 +64,20 @@ class Exchange:
         """Bytes since the request, or since the last bytes of body, that were no body."""
         self._has_head = False
         self._interim = False
+        self._chunked = False
         self._framed = False
         """The answer says where it ends; otherwise it ends with the connection."""
         self._done = False
         self._excess = False
+        self._last = b"\r\n\r\n"
+        """What the answer's last bytes on the wire are: of its head or last chunk, or of its body."""
         self._chunks: list[bytes] = []
         self._buffered = 0
         self._paused = False
         self._fault: UpstreamError | RefusedError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._upload: asyncio.Task[None] | None = None
+        self._upload: Upload | None = None
 
     # The request.
 
@@ -87,7 +91,7 @@ class Exchange:
         except ValueError as error:
             raise RefusedError("bad_request", str(error)) from None
         # Before the write: on a loaded machine the kernel may deliver the answer before it returns.
-        self.sent_at = self.arrived = time.perf_counter()
+        self.sent_at = time.perf_counter()
         first = b"%x\r\n%b\r\n" % (len(call.body), call.body) if call.chunked and call.body else call.body
         if len(first) < 65536:
             transport.write(head + first)
@@ -95,33 +99,9 @@ class Exchange:
             transport.write(head)
             transport.write(first)
         if call.more is not None:
-            self._upload = self._loop.create_task(self._stream(call))
-            self._upload.add_done_callback(self._uploaded)
+            self._upload = Upload(call, self._connection, self._fail)
         # Looked at as often as the shorter of the two demands: which one runs changes with the head.
         self._timer = self._loop.call_later(min(self._timeouts.head, self._timeouts.stall), self._check)
-
-    async def _stream(self, call: Call) -> None:
-        assert call.more is not None
-        async for part in call.more:
-            connection = self._connection
-            if connection is None or connection.transport is None:
-                return
-            connection.transport.write(b"%x\r\n%b\r\n" % (len(part), part) if call.chunked else part)
-            if connection.paused:
-                connection.writable = self._loop.create_future()
-                await connection.writable
-            self.arrived = time.perf_counter()
-        if call.chunked and self._connection is not None and self._connection.transport is not None:
-            self._connection.transport.write(b"0\r\n\r\n")
-
-    def _uploaded(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled():
-            return
-        error = task.exception()
-        if isinstance(error, UpstreamError | RefusedError):
-            self._fail(error)
-        elif error is not None:
-            self._fail(RefusedError("bad_request", "the request body broke off"))
 
     # The answer, as the engine takes it.
 
@@ -179,6 +159,8 @@ class Exchange:
             else:
                 self._fail(self._fault or UpstreamError("upstream_protocol", str(error)))
         if self._done:
+            # llhttp skips line ends after a message; what is not part of one must not be there at all.
+            self._excess = self._excess or not data.endswith(self._last)
             self._finished()
         elif self._overhead > (_BETWEEN if self._has_head else self._limit):
             self._fail(UpstreamError("upstream_protocol", "its headers or trailers are too large"))
@@ -213,6 +195,10 @@ class Exchange:
         if self._done:
             return
         status = self._parser.get_status_code()
+        version = self._parser.get_http_version()
+        if not 100 <= status <= 999 or status == 101 or version not in ("1.0", "1.1"):
+            self._fault = UpstreamError("upstream_protocol", f"status {status} of HTTP/{version}")
+            raise self._fault
         if status < 200:
             # 100, 102 and 103 are between the upstream and us; the final head follows.
             self._interim = True
@@ -222,10 +208,11 @@ class Exchange:
         headers = tuple(self._headers)
         fields = index(headers)
         coding = fields.get(b"transfer-encoding")
-        if coding is not None and (coding.lower() != b"chunked" or self._parser.get_http_version() == "1.0"):
+        if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
             self._fault = UpstreamError("upstream_protocol", "its Transfer-Encoding is not understood")
             raise self._fault
-        self._framed = coding is not None or b"content-length" in fields
+        self._chunked = coding is not None
+        self._framed = self._chunked or b"content-length" in fields
         self.head = Head(status, self._reason, headers, fields)
         self.head_at = self.arrived
         self._has_head = True
@@ -240,6 +227,8 @@ class Exchange:
             self._excess = True
             return
         self._overhead = 0
+        if not self._chunked:
+            self._last = data
         self._chunks.append(data)
         self._buffered += len(data)
         if self._buffered > _BUFFER and not self._paused and self._connection is not None:
@@ -259,7 +248,7 @@ class Exchange:
     # Ends.
 
     def _finished(self) -> None:
-        uploading = self._upload is not None and not self._upload.done()
+        uploading = self._upload is not None and self._upload.running
         self._let_go(reusable=self._framed and not self._excess and not uploading)
         self._wake()
 
@@ -275,8 +264,8 @@ class Exchange:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._upload is not None and not self._upload.done():
-            self._upload.cancel()
+        if self._upload is not None:
+            self._upload.stop()
         connection, self._connection = self._connection, None
         if connection is not None:
             if self._paused and reusable and connection.transport is not None:
@@ -293,8 +282,11 @@ class Exchange:
 
     def _check(self) -> None:
         """The clock of the head and stall timeouts: looked at now and then, never restarted per chunk."""
+        # The head has to be whole in time; a head that drips gets no more time than one that does not come.
+        asked = self._upload.at if self._upload is not None else self.sent_at
+        begun = self.arrived if self._has_head else asked
         allowed = self._timeouts.stall if self._has_head else self._timeouts.head
-        left = self.arrived + allowed - time.perf_counter()
+        left = begun + allowed - time.perf_counter()
         if self._paused:
             left = allowed
         if left > 0.001:

@@ -63,7 +63,8 @@ class Proxy:
             job.trace.outcome = Outcome.CANCELLED
             job.reply.cut()
         except asyncio.CancelledError:
-            job.trace.outcome = Outcome.CANCELLED
+            end = job.live.recording.end if job.live is not None else None
+            job.trace.outcome = end.outcome if end is not None else Outcome.CANCELLED
             raise
         except Exception:  # reason: it is logged as ours by the server; here it must not look like success
             job.trace.outcome, job.trace.error = Outcome.REFUSED, "internal"

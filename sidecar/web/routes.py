@@ -65,7 +65,8 @@ class Route(msgspec.Struct, frozen=True):
 
     def target(self, request: Request) -> bytes:
         """The target as the upstream gets it."""
-        return self.base + (request.target[self.cut :] if self.cut else request.target)
+        target = request.target[self.cut :] if self.cut else request.target
+        return self.base + (target if target.startswith(b"/") else b"/" + target)
 
 
 class Routes:

@@ -12,6 +12,9 @@ from sidecar.core.types import Head, Intent, Request
 SSE = b"text/event-stream"
 
 
+REMEMBERED = {"begun", "finished", "fresh_input_tokens", "written_input_tokens"}
+
+
 def dialect_of(path: str) -> Dialect:
     found = recognise("POST", path)
     assert found is not None
@@ -19,11 +22,11 @@ def dialect_of(path: str) -> Dialect:
 
 
 def told(facts: Facts) -> dict[str, Any]:
-    """What the facts say that a fresh one does not."""
+    """What the facts say that a fresh one does not, without what dialects only remember for later."""
     return {
         name: getattr(facts, name)
         for name in facts.__struct_fields__
-        if getattr(facts, name) != getattr(Facts(), name)
+        if name not in REMEMBERED and getattr(facts, name) != getattr(Facts(), name)
     }
 
 

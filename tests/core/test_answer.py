@@ -146,7 +146,9 @@ def test_the_head_says_how_to_read_the_body(
     assert (answer.streaming, answer.identity) == (streaming, True)
     assert (answer.dialect and answer.dialect.name) == dialect
     assert answer.keepalive == keepalive
-    assert answer.at_boundary == (streaming and target != ARRAY)
+    assert (
+        answer.at_boundary == answer.framed == answer.events_are_separate == (streaming and target != ARRAY)
+    )
 
 
 @pytest.mark.parametrize("encoding", [b"gzip", b"br", b"GZIP"])
@@ -245,7 +247,10 @@ def test_after_any_cut_the_error_frame_is_an_event_of_its_own(name):
             assert answer.closing == b""
 
 
-@pytest.mark.parametrize("name", ["openai.chat", "openai.responses", "anthropic.messages", "ollama.chat"])
+@pytest.mark.parametrize(
+    "name",
+    ["openai.chat", "openai.responses", "anthropic.messages", "gemini.generate_content", "ollama.chat"],
+)
 def test_nothing_is_inserted_after_the_end(name):
     target, kind, body, _ = STREAMS[name]
     answer = answer_to(target, None, head(kind=kind))
@@ -340,6 +345,13 @@ def test_an_answer_whose_last_event_is_too_long_to_read_is_not_called_cut(name, 
     assert answer.close(0.0)
     assert answer.events == 1
     assert ends == [len(body) - (name == "array")]
+
+
+@pytest.mark.parametrize("after", [b": bye\n\n", b"retry: 5\n\n", sse(b"[DONE]"), b": half"])
+def test_nor_is_it_when_something_without_meaning_comes_after(after):
+    answer = answer_to(RESPONSES)
+    feed(answer, long_last("openai.responses"), after)
+    assert answer.close(0.0)
 
 
 def test_a_long_event_does_not_hide_a_cut_after_it():

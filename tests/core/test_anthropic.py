@@ -139,8 +139,6 @@ def test_answers_that_are_no_stream():
         "input_tokens": 6,
         "output_tokens": 4,
         "cached_input_tokens": 2,
-        "fresh_input_tokens": 1,
-        "written_input_tokens": 3,
     }
 
 

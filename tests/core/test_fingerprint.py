@@ -1,6 +1,7 @@
 """sidecar.core.fingerprint: the same asker has the same tenant id, and nobody else has it."""
 
 from itertools import combinations
+from urllib.parse import quote
 
 import pytest
 
@@ -45,6 +46,17 @@ ASKERS = [
 def test_different_askers_have_different_tenants():
     for one, other in combinations(ASKERS, 2):
         assert tenant(SECRET, one) != tenant(SECRET, other), (one, other)
+
+
+@pytest.mark.parametrize(
+    "first", [request(query="key=AAA&api_key=b"), request((b"Cookie", b"AAA"), query="key=b")]
+)
+def test_no_value_can_be_made_to_look_like_several(first):
+    told = credential(first)
+    rest = told.partition(b"AAA")[2]
+    where = {"query": "key=AAA" + quote(rest)} if "AAA" in first.query else {}
+    headers = [] if where else [(b"Cookie", b"AAA" + rest)]
+    assert credential(request(*headers, **where)) != told
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def test_a_whole_stream():
         "cached_input_tokens": 4,
         "reasoning_tokens": 30,
         "finish": "STOP",
+        "terminal": True,
     }
 
 
@@ -86,7 +87,7 @@ def test_thoughts_alone_are_output():
 )
 def test_complete_with_a_finish_reason(events, ended):
     _, facts = read(GEMINI, *events)
-    assert "terminal" not in facts
+    assert facts.get("terminal", False) is ended
     assert GEMINI.ended(Facts(**facts)) is ended
 
 
@@ -104,6 +105,7 @@ def test_answers_that_are_no_stream():
         "finish": "STOP",
         "input_tokens": 1,
         "output_tokens": 2,
+        "terminal": True,
     }
 
 

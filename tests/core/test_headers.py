@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.headers import CREDENTIALS as CREDENTIALS
-from sidecar.core.headers import end_to_end, index, render, request_fields, tokens
+from sidecar.core.headers import CREDENTIALS, end_to_end, index, render, request_fields, tokens
 
 
 def fields(*lines):
@@ -69,7 +68,7 @@ def test_end_to_end(lines, kept):
     assert through(*lines) == kept
 
 
-@pytest.mark.parametrize("name", fingerprint._HEADERS)
+@pytest.mark.parametrize("name", CREDENTIALS)
 def test_connection_cannot_take_a_credential_away(name):
     assert through(b"Connection: " + name, name + b": secret") == [name + b": secret"]
 

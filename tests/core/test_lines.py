@@ -25,6 +25,10 @@ def feed(framer, pieces):
     return [frame for piece in pieces for frame in framer.feed(piece)] + framer.close()
 
 
+def objects(body):
+    return [json.loads(line) for line in body.split(b"\n") if line.strip()]
+
+
 @st.composite
 def ndjson(draw):
     lines = [json.dumps(value, ensure_ascii=False).encode() for value in draw(st.lists(OBJECTS, max_size=6))]
@@ -68,8 +72,7 @@ class TestLines:
                 boundaries += 1
                 spaced += b" "
         assert boundaries == 1 + body.count(b"\n")
-        parse = lambda text: [json.loads(line) for line in text.split(b"\n") if line.strip()]  # noqa: E731
-        assert parse(spaced) == parse(body)
+        assert objects(spaced) == objects(body)
 
     @given(ndjson(), st.integers(0, 200))
     def test_closing_bytes_put_an_error_on_a_line_of_its_own(self, body, cut):

@@ -7,6 +7,7 @@ from tests.core.asking import dialect_of, read, whole
 
 CHAT = dialect_of("/api/chat")
 GENERATE = dialect_of("/api/generate")
+EMBED = dialect_of("/api/embed")
 LINE = {"model": "llama3.2", "created_at": "2026-01-01T00:00:00Z", "done": False}
 LAST = {
     **LINE,
@@ -67,3 +68,10 @@ def test_an_error_inside_the_stream_by_its_name_only():
 def test_it_streams_unless_told_otherwise(dialect, body, stream):
     assert dialect.intent("/api/chat", {"model": "m", **body}) == Intent("m", stream=stream)
     assert dialect.framing_of("alt=sse") == "ndjson"
+
+
+def test_embeddings_never_stream():
+    assert EMBED.intent("/api/embed", {"model": "m", "input": "x"}) == Intent("m", stream=False)
+    assert EMBED.framing_of("") is None
+    body = {"model": "all-minilm", "embeddings": [[0.1]], "prompt_eval_count": 8}
+    assert whole(EMBED, body) == {"model": "all-minilm", "input_tokens": 8}

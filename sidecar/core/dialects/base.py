@@ -31,6 +31,9 @@ class Facts(msgspec.Struct):
     written_input_tokens: int | None = None
     reasoning_tokens: int | None = None
     finish: str | None = None
+    begun: set[object] = msgspec.field(default_factory=set)
+    """Gemini's candidates, by index: those that were heard of, and those that are complete."""
+    finished: set[object] = msgspec.field(default_factory=set)
     terminal: bool = False
     """The format's end marker was seen."""
     error: str | None = None

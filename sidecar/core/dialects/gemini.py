@@ -49,9 +49,6 @@ class Gemini(Dialect):
     def whole(self, body: Json, facts: Facts) -> None:
         self._chunk(body, facts)
 
-    def ended(self, facts: Facts) -> bool:
-        return facts.finish is not None
-
     @staticmethod
     def _chunk(event: Json, facts: Facts) -> DeltaKind | None:
         facts.model = text(event.get("modelVersion")) or facts.model
@@ -68,9 +65,14 @@ class Gemini(Dialect):
         facts.finish = text(blocked) or facts.finish
         kind: DeltaKind | None = None
         for candidate in event.get("candidates") or ():
-            facts.finish = text(candidate.get("finishReason")) or facts.finish
+            facts.begun.add(candidate.get("index", 0))
+            if candidate.get("finishReason"):
+                facts.finish = text(candidate["finishReason"])
+                facts.finished.add(candidate.get("index", 0))
             for part in (candidate.get("content") or {}).get("parts") or ():
                 kind = kind or _part(part)
+        # There is no end marker: it is over when every candidate has said why it finished.
+        facts.terminal = bool(blocked) or (bool(facts.finished) and facts.finished == facts.begun)
         return kind
 
     def error_body(self, fault: Fault, status: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from sidecar.core.dialects.base import Dialect, Facts, Json, count, dumps, loads, text
+from sidecar.core.dialects.base import Dialect, Facts, Framing, Json, count, dumps, loads, text
 from sidecar.core.errors import sentence
 from sidecar.core.types import DeltaKind, Fault, Intent
 
@@ -11,7 +11,7 @@ class Ollama(Dialect):
     """What chat and generate share."""
 
     provider = "ollama"
-    framing = "ndjson"
+    framing: ClassVar[Framing | None] = "ndjson"
     keepalive = b" "
     path: ClassVar[str]
 

@@ -1,0 +1,342 @@
+"""sidecar.config and sidecar.cli.config: every value's way into the configuration, and every refusal."""
+
+import json
+import re
+import tomllib
+
+import msgspec
+import pytest
+
+from sidecar.cli.config import schema
+from sidecar.config import KEYS, Config, load
+from sidecar.core.values import ConfigError, Duration, Size
+
+SECRET = "hunter2"
+
+
+def toml(folder, text):
+    path = folder / "slipstream.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def value_of(config, key):
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+# Defaults that users rely on.
+DEFAULTS = {
+    "server.host": "127.0.0.1",
+    "server.port": 8400,
+    "server.workers": 1,
+    "admin.host": "127.0.0.1",
+    "admin.port": 8401,
+    "timeouts.connect": 10,
+    "timeouts.head": 600,
+    "timeouts.stall": 300,
+    "limits.body": 32 << 20,
+    "limits.headers": 64 << 10,
+    "limits.connections": 10_000,
+    "limits.requests": 10_000,
+    "keepalive.interval": 15,
+    "keepalive.early": 0,
+    "shutdown.grace": 30,
+    "log.level": "info",
+}
+
+
+@pytest.mark.parametrize(("key", "value"), DEFAULTS.items())
+def test_defaults(key, value):
+    assert value_of(load(environment={}).config, key) == value
+
+
+# key, a value for the file, the variable, the flag; the variable's and the flag's as text
+LAYERS = [
+    ("server.port", "1", "2", ("--port", "3"), (1, 2, 3)),
+    ("server.host", '"::1"', "::2", ("--host", "::3"), ("::1", "::2", "::3")),
+    (
+        "server.upstream",
+        '"http://a"',
+        "http://b",
+        ("--upstream", "http://c"),
+        ("http://a", "http://b", "http://c"),
+    ),
+    ("server.data_dir", '"a"', "b", ("--data-dir", "c"), ("a", "b", "c")),
+    ("admin.port", "1", "2", ("--admin-port", "3"), (1, 2, 3)),
+    ("admin.host", '"a"', "b", ("--admin-host", "c"), ("a", "b", "c")),
+    ("cache.mode", '"exact"', "shadow", ("--cache", "off"), ("exact", "shadow", "off")),
+    ("log.format", '"json"', "console", ("--log-format", "json"), ("json", "console", "json")),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "in_file", "in_environment", "flag", "values"), LAYERS, ids=[row[0] for row in LAYERS]
+)
+def test_flags_before_environment_before_file(cli, clean, key, in_file, in_environment, flag, values):
+    section, _, name = key.partition(".")
+    path = toml(clean, f"[{section}]\n{name} = {in_file}\n")
+    variable = f"SLIPSTREAM_{section}__{name}".upper()
+    layers = [
+        (["--config", str(path)], {}, str(path)),
+        (["--config", str(path)], {variable: in_environment}, variable),
+        (["--config", str(path), *flag], {variable: in_environment}, flag[0]),
+    ]
+    for value, (arguments, environment, _origin) in zip(values, layers, strict=True):
+        code, out, err = cli("config", "show", *arguments, **environment)
+        assert (code, err) == (0, "")
+        assert tomllib.loads(out)[section][name] == value
+    # Where a value came from stands beside it.
+    for (arguments, environment, origin), value in zip(layers, values, strict=True):
+        shown = cli("config", "show", *arguments, **environment).out
+        assert re.search(rf"^{name} = .*{re.escape(str(value))}.*# {re.escape(origin)}$", shown, re.MULTILINE)
+
+
+def test_every_key_is_also_a_variable():
+    samples = {Duration: "7s", Size: "7KiB"}
+    for key in KEYS:
+        default = value_of(Config(), key)
+        sample = samples.get(
+            type(default), "1" if isinstance(default, int) else "warning" if key == "log.level" else None
+        )
+        if key in ("log.format", "cache.mode"):
+            sample = {"log.format": "json", "cache.mode": "off"}[key]
+        sample = sample or ("http://x" if key == "server.upstream" else "x")
+        variable = "SLIPSTREAM_" + key.replace(".", "__").upper()
+        found = load(environment={variable: sample})
+        assert found.origins == {key: variable}
+        assert str(value_of(found.config, key)) in (sample, "7.0", "7168")
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        ("30", 30),
+        (30, 30),
+        (0.5, 0.5),
+        ("250ms", 0.25),
+        ("1.5 s", 1.5),
+        ("10m", 600),
+        ("24h", 86400),
+        ("1d", 86400),
+        (" 5 ", 5),
+        (0, 0),
+    ],
+)
+def test_times(written, seconds):
+    assert load({"timeouts.stall": written}, {}).config.timeouts.stall == seconds
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        (65536, 65536),
+        ("65536", 65536),
+        ("64KiB", 65536),
+        ("64kB", 64000),
+        ("1.5MiB", 3 << 19),
+        ("1GB", 10**9),
+        ("1 GiB", 1 << 30),
+        ("5B", 5),
+    ],
+)
+def test_sizes(written, size):
+    assert load({"limits.body": written}, {}).config.limits.body == size
+
+
+@pytest.mark.parametrize("written", ["off", "false", "OFF", False, 0])
+def test_early_keepalives_may_be_switched_off_by_name(written):
+    assert load({"keepalive.early": written}, {}).config.keepalive.early == 0
+
+
+# file, environment, flags -> what the one line must name
+REFUSALS = [
+    ("[server]\nprot = 1", {}, [], ["server.prot", "server.port"]),
+    ("[srever]\nport = 1", {}, [], ["[srever]", "server"]),
+    ("[timeouts]\nconnnect = 1", {}, [], ["timeouts.connnect", "timeouts.connect"]),
+    ("[zzz]\na = 1", {}, [], ["[zzz]", "keepalive"]),
+    ("server = 1", {}, [], ["server", "[server]"]),
+    ("[server\n", {}, [], ["slipstream.toml", "not valid TOML"]),
+    ("[server]\nport = 70000", {}, [], ["server.port = 70000", "65535", "slipstream.toml"]),
+    ("[server]\nport = -1", {}, [], ["server.port = -1", "0"]),
+    ("[server]\nport = 1.5", {}, [], ["server.port = 1.5", "int"]),
+    ("[server]\nport = true", {}, [], ["server.port = True", "int"]),
+    ("[server]\nhost = 5", {}, [], ["server.host = 5", "str"]),
+    ("[server]\nworkers = 2", {}, [], ["server.workers = 2", "1"]),
+    ("[limits]\nrequests = 0", {}, [], ["limits.requests = 0", "1"]),
+    ("[limits]\nbody = '64 QiB'", {}, [], ["limits.body", "'64 QiB'", "64KiB"]),
+    ("[limits]\nbody = -1", {}, [], ["limits.body = -1", "64KiB"]),
+    ("[timeouts]\nstall = 'soon'", {}, [], ["timeouts.stall = 'soon'", "250ms"]),
+    ("[timeouts]\nstall = true", {}, [], ["timeouts.stall = True", "250ms"]),
+    ("[timeouts]\nstall = nan", {}, [], ["timeouts.stall = nan", "250ms"]),
+    ("[timeouts]\nstall = [1]", {}, [], ["timeouts.stall", "250ms"]),
+    ("[keepalive]\ninterval = 'off'", {}, [], ["keepalive.interval = 'off'", "250ms"]),
+    ("[log]\nlevel = 'loud'", {}, [], ["log.level = 'loud'"]),
+    ("", {"SLIPSTREAM_SERVER__PORT": "x"}, [], ["server.port = 'x'", "SLIPSTREAM_SERVER__PORT"]),
+    ("", {"SLIPSTREAM_SERVER_PORT": "1"}, [], ["SLIPSTREAM_SERVER_PORT", "SLIPSTREAM_SERVER__PORT"]),
+    ("", {"SLIPSTREAM_SERVER__PROT": "1"}, [], ["SLIPSTREAM_SERVER__PROT", "SLIPSTREAM_SERVER__PORT"]),
+    ("", {}, ["--port", "x"], ["server.port = 'x'", "--port"]),
+    ("", {}, ["--workers", "0"], ["server.workers = '0'", "--workers"]),
+    ("", {}, ["--upstream", "api.openai.com"], ["server.upstream", "'api.openai.com'", "https://"]),
+    ("", {}, ["--upstream", "ftp://host"], ["server.upstream", "ftp://host", "https://"]),
+    ("", {}, ["--upstream", "http://host:port"], ["server.upstream", "https://"]),
+    ("", {}, ["--upstream", "http://host:0"], ["server.upstream", "https://"]),
+    ("", {}, ["--upstream", "http://[::1"], ["server.upstream", "https://"]),
+    ("", {}, ["--upstream", "http://"], ["server.upstream", "https://"]),
+    ("", {}, ["--upstream", ""], ["server.upstream", "https://"]),
+    ("", {}, ["--upstream", "http://host/?a=b"], ["server.upstream", "query"]),
+    ("", {}, ["--upstream", "http://host/\nx"], ["server.upstream"]),
+    ("", {}, ["--upstream", "http://hö.st"], ["server.upstream"]),
+    ("", {}, ["--config", "missing.toml"], ["missing.toml", "No such file"]),
+    ("", {}, ["--config", "."], ["cannot be read"]),
+    ("upstreams = 1", {}, [], ["[[upstreams]]"]),
+    ("upstreams = [1]", {}, [], ["upstreams[0]"]),
+    ("[[upstreams]]\nname = 'a'", {}, [], ["upstreams[0]", "url"]),
+    ("[[upstreams]]\nname = 'a'\nurl = 'http://a'\npath = ['/']", {}, [], ["upstreams[0].path", "paths"]),
+    (
+        "[[upstreams]]\nname = 'a'\nurl = 'http://a'\npaths = ['v1']",
+        {},
+        [],
+        ["upstreams[0].paths", "'v1'", "/v1"],
+    ),
+    ("[[upstreams]]\nname = 'a'\nurl = 'http://a'\npaths = '/'", {}, [], ["upstreams[0]", "array"]),
+    ("[[upstreams]]\nname = ''\nurl = 'http://a'", {}, [], ["upstreams[0].name"]),
+    ("[[upstreams]]\nname = 'a'\nurl = 'http://a'\n" * 2, {}, [], ["upstreams[1].name", "'a'"]),
+    ("[[upstreams]]\nname = 'a'\nurl = 'a'", {}, [], ["upstreams[0].url", "https://"]),
+    (
+        "[[upstreams]]\nname = 'a'\nurl = 'http://a'",
+        {},
+        ["--upstream", "http://b"],
+        ["server.upstream", "[[upstreams]]"],
+    ),
+    # A line stays a line, whatever is in it.
+    ('[server]\n"a\\nb" = 1', {}, [], ["unknown key"]),
+    ('["a\\nb"]', {}, [], ["unknown table"]),
+    ("[[upstreams]]\nname = 'a'\nurl = 'http://a'\n\"b\\u001bc\" = 1", {}, [], ["unknown key"]),
+]
+
+
+@pytest.mark.parametrize(("text", "environment", "flags", "named"), REFUSALS)
+def test_a_refusal_is_one_line_that_names_key_value_and_remedy(cli, clean, text, environment, flags, named):
+    where = [] if "--config" in flags else ["--config", str(toml(clean, text))]
+    code, out, err = cli("config", "validate", *where, *flags, **environment)
+    assert (code, out) == (2, "")
+    assert err.startswith("slipstream: ")
+    assert err.count("\n") == 1
+    assert err.removesuffix("\n").isprintable()
+    for part in named:
+        assert part in err
+
+
+def test_a_file_that_is_no_text(cli, clean):
+    (clean / "x.toml").write_bytes(b"\xff\xfe")
+    code, _, err = cli("config", "validate", "--config", "x.toml")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "not valid TOML" in err
+
+
+SECRETS = [
+    f"https://user:{SECRET}@api.openai.com",
+    f"https://{SECRET}@api.openai.com",
+    f"https://:{SECRET}@api.openai.com",
+    f"ftp://user:{SECRET}@host",
+    f"user:{SECRET}@api.openai.com",
+    f"//user:{SECRET}@host",
+    f"https:/user:{SECRET}@host",
+    f"https:user:{SECRET}@host",
+    f"https://user:{SECRET}@host:port",
+    f"https://user:{SECRET}@[::1",
+    f"https://host/?key={SECRET}",
+    f"https://?key={SECRET}",
+    f"ftp://host/?key={SECRET}",
+    f"host/?key={SECRET}",
+    f"https://host/#{SECRET}",
+]
+
+
+@pytest.mark.parametrize("url", SECRETS)
+@pytest.mark.parametrize("way", ["flag", "variable", "file", "upstreams"])
+def test_no_refusal_shows_what_may_be_a_secret(cli, clean, url, way):
+    text = {
+        "file": f"[server]\nupstream = '{url}'",
+        "upstreams": f"[[upstreams]]\nname = 'a'\nurl = '{url}'",
+    }.get(way, "")
+    flags = ["--upstream", url] if way == "flag" else []
+    environment = {"SLIPSTREAM_SERVER__UPSTREAM": url} if way == "variable" else {}
+    for command in ("show", "validate"):
+        code, out, err = cli("config", command, "--config", str(toml(clean, text)), *flags, **environment)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "upstream" in err
+        assert SECRET not in err
+
+
+def test_nor_does_one_of_a_value_that_is_no_text(cli, clean):
+    code, _, err = cli(
+        "config", "show", "--config", str(toml(clean, f"[server]\nupstream = ['{SECRETS[0]}']"))
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert "server.upstream" in err
+    assert SECRET not in err
+
+
+UPSTREAMS = """
+[timeouts]
+connect = "250ms"
+head = "12345678ms"
+stall = "20d"
+[limits]
+body = "1.5MiB"
+[keepalive]
+early = "off"
+[[upstreams]]
+name = "a"
+url = "https://a.test/v1"
+paths = ["/a", "/b"]
+strip = true
+[[upstreams]]
+name = "b"
+url = "http://[::1]:8080"
+header = "x-b"
+"""
+
+
+@pytest.mark.parametrize(
+    "text", ["", UPSTREAMS, '[server]\nupstream = "http://x"\ndata_dir = "a \\"b\\" \\\\ ü"']
+)
+def test_what_is_shown_is_what_is_in_force(cli, clean, text):
+    path = toml(clean, text)
+    code, out, err = cli("config", "show", "--config", str(path))
+    assert (code, err) == (0, "")
+    again = clean / "again.toml"
+    again.write_text(out, encoding="utf-8")
+    assert load(environment={}, file=again).config == load(environment={}, file=path).config
+    assert cli("config", "validate", "--config", str(again)) == (0, "the configuration is valid\n", "")
+
+
+def test_every_key_is_shown(cli):
+    shown = cli("config", "show").out
+    assert all(re.search(rf"^(# )?{key.partition('.')[2]} ", shown, re.MULTILINE) for key in KEYS)
+
+
+def test_the_schema_knows_every_key(cli):
+    code, out, _ = cli("config", "schema")
+    assert code == 0
+    found = json.loads(out)
+    assert found == json.loads(json.dumps(schema()))
+    tables = found["$defs"]
+    for key in KEYS:
+        section, _, name = key.partition(".")
+        assert name in tables[section.capitalize()]["properties"]
+    assert set(found["$defs"]["UpstreamTable"]["properties"]) == {"name", "url", "paths", "header", "strip"}
+
+
+def test_unset_flags_and_other_variables_change_nothing():
+    found = load({"server.port": None}, {"SLIPSTREAM": "x", "SLIPSTREAM_X": "y", "SLIP": "z"})
+    assert (found.config, found.origins) == (Config(), {})
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        load(environment={}).config.server.port = 1
+    assert issubclass(ConfigError, Exception)
+    assert not issubclass(ConfigError, msgspec.MsgspecError)
