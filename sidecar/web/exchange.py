@@ -6,6 +6,7 @@ lengths, codings other than `chunked`, control characters in the head (llhttp re
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _BUFFER = 256 * 1024
 """Bytes that may wait for the pump before the upstream is paused."""
+_REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _BETWEEN = 64 * 1024
 """Bytes of chunk headers, extensions and trailers without any body between them."""
 
@@ -196,7 +198,8 @@ class Exchange:
             return
         status = self._parser.get_status_code()
         version = self._parser.get_http_version()
-        if not 100 <= status <= 999 or status == 101 or version not in ("1.0", "1.1"):
+        odd = status == 101 or version not in ("1.0", "1.1") or not _REASON.fullmatch(self._reason)
+        if odd or not 100 <= status <= 999:
             self._fault = UpstreamError("upstream_protocol", f"status {status} of HTTP/{version}")
             raise self._fault
         if status < 200:

@@ -19,6 +19,7 @@ class Incoming:
     """One request of one client connection."""
 
     __slots__ = (
+        "_chunked",
         "_task",
         "content",
         "http10",
@@ -44,15 +45,26 @@ class Incoming:
         self.raw_headers = message.raw_headers
         self.http10 = message.version < (1, 1)
         self.keep_alive = not message.should_close
+        self._chunked = message.chunked
         self.content = content
         self.protocol = protocol
         self.writer = writer
         self._task: asyncio.Task[None] | None = task
+        protocol.incoming = self
 
     @property
     def transport(self) -> asyncio.Transport | None:
         """The connection; None once it is lost."""
         return self.protocol.transport
+
+    @property
+    def trailed(self) -> bool:
+        """Whether the body has, or may still get, trailers.
+
+        aiohttp's parser keeps the last trailer and makes it the first header of the connection's next
+        request, which may be somebody else's behind a shared proxy: that connection must not go on.
+        """
+        return self._chunked and not (self.content.is_eof() and self.protocol.ended_plainly)
 
     @property
     def body_exists(self) -> bool:

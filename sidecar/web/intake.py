@@ -36,9 +36,11 @@ def read_head(raw: Incoming) -> Request:
     )
 
 
-def check(request: Request) -> None:
-    """Raises RefusedError for what must not be forwarded."""
+def check(request: Request, limit: int) -> None:
+    """Raises RefusedError for what must not be forwarded. `limit`: bytes of target and headers."""
     fields = request.fields
+    if len(request.target) + sum([len(name) + len(value) + 4 for name, value in request.headers]) > limit:
+        raise RefusedError("headers_too_large", f"they exceed {limit} bytes")
     if request.method == "CONNECT" or not _TARGET.fullmatch(request.target):
         detail = "the target must be a path; this is no forward proxy: set it as your base URL instead"
         raise RefusedError("bad_request", detail)

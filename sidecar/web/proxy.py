@@ -103,7 +103,8 @@ class Proxy:
     async def _serve(self, job: "Job", raw: Incoming) -> None:
         config, trace, reply = self._config, job.trace, job.reply
         request = intake.read_head(raw)
-        trace.path = request.path[:1024]
+        # Any other form of target may hold a credential, and is refused anyway.
+        trace.path = request.path[:1024] if request.path.startswith("/") else ""
         if self.draining:
             reply.keep_alive = False
         if request.path.startswith(RESERVED):
@@ -111,7 +112,7 @@ class Proxy:
             self._own_path(reply, request)
             return
         job.dialect = dialect = recognise(request.method, request.path)
-        intake.check(request)
+        intake.check(request, config.limits.headers)
         self._admit()
         trace.trace_id = trace_id(request.fields.get(b"traceparent"))
         trace.tenant = tenant(self._secret, request)

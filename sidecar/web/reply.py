@@ -66,6 +66,7 @@ class Reply:
         field would break out of its line; nothing has been written then.
         """
         http10 = self._raw.http10
+        self.keep_alive = self.keep_alive and not self._raw.trailed
         extra = []
         if status in (204, 304):
             self.bodiless = True
@@ -147,7 +148,8 @@ class Reply:
     @property
     def _transport(self) -> asyncio.Transport:
         transport = self._raw.transport
-        if transport is None:
+        # A transport that is closing takes bytes and drops them: that must not pass for an answer.
+        if transport is None or transport.is_closing():
             raise ClientGoneError("the client closed the connection")
         return transport
 

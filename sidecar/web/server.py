@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_parser import RawRequestMessage
 
 from sidecar.config import Limits, Timeouts
 from sidecar.core.errors import RefusedError
@@ -27,7 +28,16 @@ Refuse = Callable[[Incoming, RefusedError], Sent]
 class Protocol(web.RequestHandler):
     """One client connection."""
 
-    __slots__ = ("_header_bytes", "_header_timer", "_seen", "_server")
+    __slots__ = (
+        "_between",
+        "_body_bytes",
+        "_header_bytes",
+        "_header_timer",
+        "_seen",
+        "_server",
+        "incoming",
+        "tail",
+    )
 
     def __init__(self, server: "Server", **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
@@ -35,6 +45,18 @@ class Protocol(web.RequestHandler):
         self._seen = 0
         self._header_bytes = 0
         self._header_timer: asyncio.TimerHandle | None = None
+        self._body_bytes = 0
+        self._between = 0
+        """Bytes since the latest bytes of a body that were none."""
+        self.tail = b""
+        """The last seven bytes that came: as many as show the end of a chunked body."""
+        self.incoming: Incoming | None = None
+        """The request being served, or the latest one."""
+
+    @property
+    def ended_plainly(self) -> bool:
+        """Whether the latest that came is the end of a chunked body without trailers, and nothing after."""
+        return self.tail == b"\r\n0\r\n\r\n" and not self._messages
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -46,10 +68,13 @@ class Protocol(web.RequestHandler):
         self._header_timer = self._loop.call_later(self._server.timeouts.client, self._too_slow)
 
     def data_received(self, data: bytes) -> None:
+        self.tail = data[-7:] if len(data) >= 7 else (self.tail + data)[-7:]
         super().data_received(data)
         if self._request_count != self._seen:
             self._seen = self._request_count
             self._heads_done()
+            if not isinstance(self._messages[-1][0], RawRequestMessage):
+                self._break_bodies()
         elif data and self._waiter is not None and not self._waiter.done():
             # Nobody is served, and no head is complete: these bytes are part of one.
             self._header_bytes += len(data)
@@ -88,6 +113,28 @@ class Protocol(web.RequestHandler):
             if exc is not None:
                 self._server.on_fault(exc)
         return cast("web.StreamResponse", self._server.refuse(cast("Incoming", request), error))
+
+    def _watch_framing(self, came: int, body_bytes: int) -> None:
+        """Bound what is no body: extensions and trailers of a chunked one are kept by the parser."""
+        if body_bytes != self._body_bytes:
+            self._body_bytes, self._between = body_bytes, 0
+            return
+        self._between += came
+        if self._between > self._server.limits.headers and self.transport is not None:
+            self._break_bodies()
+            self.transport.close()
+
+    def _break_bodies(self) -> None:
+        """What came is not valid HTTP: a body that is still being read will never be whole.
+
+        aiohttp queues the error behind the request and leaves its reader waiting.
+        """
+        bodies = [payload for _, payload in self._messages]
+        if self.incoming is not None:
+            bodies.append(self.incoming.content)
+        for body in bodies:
+            if not body.is_eof():
+                body.set_exception(web.RequestPayloadError("the body is not valid HTTP"))
 
     def _heads_done(self) -> None:
         self._header_bytes = 0
@@ -134,7 +181,7 @@ class Server(web.Server):
             keepalive_timeout=KEEP_ALIVE,
             max_line_size=limits.headers,
             max_field_size=limits.headers,
-            max_headers=1000,
+            max_headers=256,
             lingering_time=2.0,
         )
         self.refuse = refuse
