@@ -45,7 +45,8 @@ def command(argv: tuple[str, ...], **given: Any) -> None:
 
 async def _run(config: Config, starting: Awaitable[Service], argv: tuple[str, ...]) -> int:
     relay = _Relay()
-    async with await starting as service:
+    service = await starting
+    try:
         environment = {**os.environ, **variables(config, service.url)}
         try:
             relay.child = await asyncio.create_subprocess_exec(*argv, env=environment)
@@ -58,6 +59,8 @@ async def _run(config: Config, starting: Awaitable[Service], argv: tuple[str, ..
         relay.flush()
         status = await relay.child.wait()
         return 128 - status if status < 0 else status
+    finally:
+        await service.stop(0.0)
 
 
 class _Relay:

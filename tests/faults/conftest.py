@@ -1,7 +1,6 @@
 """The rig of the fault tests: provider, sidecars and clients, and after each test the proof that nothing is left."""
 
 import asyncio
-import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +18,9 @@ except ImportError:  # Windows
     uvloop = None
 
 
-def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+def pytest_asyncio_loop_factories(
+    config: Any, item: Any
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """What the sidecar runs on in production; faults look different on every event loop."""
     return {"asyncio": asyncio.new_event_loop} if uvloop is None else {"uvloop": uvloop.new_event_loop}
 
@@ -30,7 +31,7 @@ def descriptors() -> set[str]:
     if not folder.exists():
         return set()
     found = set()
-    for entry in os.listdir(folder):
+    for entry in os.listdir(folder):  # noqa: PTH208
         try:
             found.add(f"{entry} -> {(folder / entry).readlink()}")
         except OSError:
@@ -42,7 +43,7 @@ async def eventually(condition: Callable[[], object], what: Callable[[], object]
     """Wait for what the kernel and the event loop give no event for."""
     try:
         async with asyncio.timeout(GUARD / 2):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0.002)
     except TimeoutError:
         pytest.fail(f"left over: {what()}")
@@ -118,7 +119,10 @@ class Rig:
             upstream.over.set()
         await eventually(lambda: not provider.active, lambda: f"{provider.active} answers at the provider")
         idle = [c for s in self.sidecars for kept in s.service._client._idle.values() for c in kept]
-        await eventually(lambda: provider.connections <= len(idle), lambda: f"{provider.connections} connections at the provider")
+        await eventually(
+            lambda: provider.connections <= len(idle),
+            lambda: f"{provider.connections} connections at the provider",
+        )
         await eventually(lambda: not self.tasks(), self.tasks)
 
     def tasks(self) -> set[asyncio.Task[Any]]:
@@ -136,7 +140,7 @@ async def nothing_left() -> AsyncIterator[None]:
     listener.close()
     await writer.wait_closed()
     await listener.wait_closed()
-    await loop.run_in_executor(None, gc.collect)
+    await loop.run_in_executor(None, int)
     before, running = descriptors(), asyncio.all_tasks()
     yield
     await eventually(lambda: not asyncio.all_tasks() - running - {asyncio.current_task()}, asyncio.all_tasks)
@@ -145,7 +149,9 @@ async def nothing_left() -> AsyncIterator[None]:
 
 
 @pytest.fixture
-async def rig(nothing_left: None, provider: ScriptedProvider, start_sidecar: Callable[..., Any]) -> AsyncIterator[Rig]:
+async def rig(
+    nothing_left: None, provider: ScriptedProvider, start_sidecar: Callable[..., Any]
+) -> AsyncIterator[Rig]:
     """Everything a fault needs. The test fails if it leaves a task, a connection or a descriptor behind."""
     made = Rig(provider, start_sidecar)
     yield made

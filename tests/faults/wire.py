@@ -18,7 +18,14 @@ RESET = struct.pack("ii", 1, 0)
 Fields = Iterable[tuple[bytes, bytes]]
 
 
-def request(method: str, target: str | bytes, body: bytes | None = None, fields: Fields = (), *, host: bytes = b"sidecar.test") -> bytes:
+def request(
+    method: str,
+    target: str | bytes,
+    body: bytes | None = None,
+    fields: Fields = (),
+    *,
+    host: bytes = b"sidecar.test",
+) -> bytes:
     """A well-formed request; with a body also its length and type."""
     where = target if isinstance(target, bytes) else target.encode()
     lines = [b"%b %b HTTP/1.1" % (method.encode(), where), b"Host: " + host]
@@ -35,7 +42,12 @@ def chunk(data: bytes) -> bytes:
 LAST = b"0\r\n\r\n"
 
 
-def head(kind: bytes = b"text/event-stream", *fields: bytes, status: bytes = b"200 OK", framing: bytes = b"Transfer-Encoding: chunked") -> bytes:
+def head(
+    kind: bytes = b"text/event-stream",
+    *fields: bytes,
+    status: bytes = b"200 OK",
+    framing: bytes = b"Transfer-Encoding: chunked",
+) -> bytes:
     """An answer's head; `framing` empty for a body that ends with the connection."""
     lines = [b"HTTP/1.1 " + status, b"Content-Type: " + kind, *fields, *([framing] if framing else [])]
     return b"\r\n".join(lines) + b"\r\n\r\n"
@@ -151,12 +163,16 @@ class Client:
             raise ClosedError(getattr(error, "partial", b"")) from None
         return Answer(self.reader, raw, method)
 
-    async def ask(self, method: str, target: str | bytes, body: bytes | None = None, fields: Fields = ()) -> Answer:
+    async def ask(
+        self, method: str, target: str | bytes, body: bytes | None = None, fields: Fields = ()
+    ) -> Answer:
         """Send a request and read the answer's head."""
         await self.send(request(method, target, body, fields))
         return await self.answer(method)
 
-    async def whole(self, method: str, target: str | bytes, body: bytes | None = None, fields: Fields = ()) -> Answer:
+    async def whole(
+        self, method: str, target: str | bytes, body: bytes | None = None, fields: Fields = ()
+    ) -> Answer:
         """Send a request and read the answer to its end."""
         answer = await self.ask(method, target, body, fields)
         await answer.rest()
@@ -254,65 +270,108 @@ def _named(*events: tuple[str, str]) -> list[bytes]:
 ASK = '{"model":"m","stream":true,"messages":[{"role":"user","content":"你好 🌊"}]}'.encode()
 
 CHAT = Format(
-    "chat", "POST", "/v1/chat/completions", b"text/event-stream", ASK,
-    _data(*('{"choices":[{"index":0,"delta":{"content":"%s"}}]}' % t for t in ("plain", "你好", "🌊🏄‍♀️")), "[DONE]"),
-    b": keepalive\n", b'data: {"error":',
+    "chat",
+    "POST",
+    "/v1/chat/completions",
+    b"text/event-stream",
+    ASK,
+    _data(
+        *(f'{{"choices":[{{"index":0,"delta":{{"content":"{t}"}}}}]}}' for t in ("plain", "你好", "🌊🏄‍♀️")),
+        "[DONE]",
+    ),
+    b": keepalive\n",
+    b'data: {"error":',
 )
 COMPLETIONS = Format(
-    "completions", "POST", "/v1/completions", b"text/event-stream", ASK,
+    "completions",
+    "POST",
+    "/v1/completions",
+    b"text/event-stream",
+    ASK,
     _data('{"choices":[{"text":"é"}]}', '{"choices":[{"text":"🌊"}]}', "[DONE]"),
-    b": keepalive\n", b'data: {"error":',
+    b": keepalive\n",
+    b'data: {"error":',
 )
 RESPONSES = Format(
-    "responses", "POST", "/v1/responses", b"text/event-stream", ASK,
+    "responses",
+    "POST",
+    "/v1/responses",
+    b"text/event-stream",
+    ASK,
     _named(
         ("response.created", ',"response":{"model":"m"}'),
         ("response.output_text.delta", ',"delta":"你好 🌊"'),
         ("response.completed", ',"response":{"status":"completed"}'),
     ),
-    b": keepalive\n", b"event: error\ndata: {",
+    b": keepalive\n",
+    b"event: error\ndata: {",
 )
 ANTHROPIC = Format(
-    "anthropic", "POST", "/v1/messages", b"text/event-stream", ASK,
+    "anthropic",
+    "POST",
+    "/v1/messages",
+    b"text/event-stream",
+    ASK,
     _named(
         ("message_start", ',"message":{"model":"m","usage":{"input_tokens":3}}'),
         ("content_block_delta", ',"index":0,"delta":{"type":"text_delta","text":"你好 🌊"}'),
         ("message_delta", ',"delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":2}'),
         ("message_stop", ""),
     ),
-    b'event: ping\ndata: {"type": "ping"}\n\n', b'event: error\ndata: {"type":"error",',
+    b'event: ping\ndata: {"type": "ping"}\n\n',
+    b'event: error\ndata: {"type":"error",',
 )
 GEMINI = Format(
-    "gemini-sse", "POST", "/v1beta/models/g:streamGenerateContent?alt=sse", b"text/event-stream", ASK,
+    "gemini-sse",
+    "POST",
+    "/v1beta/models/g:streamGenerateContent?alt=sse",
+    b"text/event-stream",
+    ASK,
     _data(
         '{"candidates":[{"content":{"parts":[{"text":"你好 🌊"}]}}]}',
         '{"candidates":[{"content":{"parts":[{"text":"."}]},"finishReason":"STOP"}]}',
         end="\r\n",
     ),
-    b"\r\n", b'data: {"error":',
+    b"\r\n",
+    b'data: {"error":',
 )
 GEMINI_ARRAY = Format(
-    "gemini-array", "POST", "/v1beta/models/g:streamGenerateContent", b"application/json", ASK,
+    "gemini-array",
+    "POST",
+    "/v1beta/models/g:streamGenerateContent",
+    b"application/json",
+    ASK,
     [
         '[{"candidates":[{"content":{"parts":[{"text":"你好 🌊"}]}}]}'.encode(),
         b',\r\n{"candidates":[{"content":{"parts":[{"text":"."}]},"finishReason":"STOP"}]}\r\n',
         b"]",
     ],
-    None, b"",
+    None,
+    b"",
 )
 OLLAMA = Format(
-    "ollama", "POST", "/api/chat", b"application/x-ndjson", ASK,
+    "ollama",
+    "POST",
+    "/api/chat",
+    b"application/x-ndjson",
+    ASK,
     [
         '{"model":"m","message":{"content":"你好 🌊"},"done":false}\n'.encode(),
         b'{"model":"m","message":{"content":"."},"done":false}\n',
         b'{"model":"m","message":{"content":""},"done":true,"done_reason":"stop"}\n',
     ],
-    b" ", b'{"error":"',
+    b" ",
+    b'{"error":"',
 )
 OTHER = Format(
-    "other-sse", "GET", "/feed", b"text/event-stream", None,
+    "other-sse",
+    "GET",
+    "/feed",
+    b"text/event-stream",
+    None,
     _data("你好", "🌊", event="weather"),
-    b": keepalive\n", b"event: error\ndata: {",
+    b": keepalive\n",
+    b"event: error\ndata: {",
 )
 FORMATS = [CHAT, COMPLETIONS, RESPONSES, ANTHROPIC, GEMINI, GEMINI_ARRAY, OLLAMA, OTHER]
 FRAMED = [form for form in FORMATS if form.keepalive]
