@@ -91,7 +91,14 @@ class SSEFramer:
         return self.newline if self._buffer[-1] in b"\r\n" else self.newline * 2
 
     def feed(self, chunk: bytes) -> list[Frame]:
-        if not self._has_cr and b"\r" in chunk:
+        if not self._has_cr and b"\r" not in chunk:
+            size = len(chunk)
+            whole = size > 2 and chunk.find(b"\n\n") == size - 2 and chunk[0] != 10
+            if whole and not self._buffer and size <= self._limit and self._base:
+                # What nearly always comes: one whole event. No need to look for more.
+                self._base += size
+                return [Frame(chunk, self._base - 1, self._base)]
+        elif not self._has_cr:
             self._has_cr = True
             self.newline = b"\r\n" if b"\r\n" in chunk or chunk.endswith(b"\r") else b"\r"
         data: bytes | bytearray = chunk

@@ -1,7 +1,8 @@
 """One task per upstream call: source -> recording.
 
-The pump waits for room when even the fastest reader is far behind, and so passes a slow client's
-pace on to the upstream. It owns the source and closes it, whatever happens to the task.
+Bytes are recorded where they arrive, without a task in between; the task is there for the beginning
+and the end. When even the fastest reader is far behind, the source is paused, which passes a slow
+client's pace on to the upstream. The pump owns the source and closes it, whatever happens to the task.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from sidecar.core.answer import Answer
 from sidecar.core.errors import RefusedError, UpstreamError
 from sidecar.core.recording import Recording
 from sidecar.core.types import End, Fault, Outcome, Timings
-from sidecar.engine.source import Call, Upstream
+from sidecar.engine.source import Call, Source, Upstream
 
 HIGH = 512 * 1024
 LOW = 128 * 1024
@@ -21,16 +22,7 @@ LOW = 128 * 1024
 class Live:
     """An upstream call that is going on: the recording it fills, and what is known of it."""
 
-    __slots__ = (
-        "_waiter",
-        "answer",
-        "arrived",
-        "end_on_cancel",
-        "offset",
-        "recording",
-        "task",
-        "timings",
-    )
+    __slots__ = ("_source", "answer", "arrived", "end_on_cancel", "offset", "recording", "task", "timings")
 
     def __init__(self, recording: Recording, answer: Answer) -> None:
         self.recording = recording
@@ -41,7 +33,7 @@ class Live:
         self.end_on_cancel = End(Outcome.CANCELLED)
         self.task: asyncio.Task[None] | None = None
         self.offset = 0
-        self._waiter: asyncio.Future[None] | None = None
+        self._source: Source | None = None
 
     def cancel(self, end: End | None = None) -> None:
         """Give the call up; the recording ends with `end`."""
@@ -52,15 +44,30 @@ class Live:
         # A task cancelled before its first step never runs its own handlers.
         self.recording.finish(self.end_on_cancel)
 
-    def wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    def begin(self, source: Source) -> None:
+        """The head is here."""
+        self._source = source
+        self.timings = source.timings
+        self.answer.begin(source.head)
+        self.recording.commit(source.head)
 
-    async def room(self) -> None:
-        """Wait until the readers have caught up."""
-        self._waiter = asyncio.get_running_loop().create_future()
-        self.recording.when_room(self, LOW)
-        await self._waiter
+    def take(self, chunk: bytes) -> None:
+        """Record the next bytes of the body, in the moment they arrive."""
+        source, recording = self._source, self.recording
+        assert source is not None
+        self.arrived = source.arrived
+        ends = self.answer.feed(chunk, source.arrived)
+        if ends:
+            recording.events.extend(ends)
+        recording.append(chunk)
+        if recording.backlog > HIGH:
+            source.pause()
+            recording.when_room(self, LOW)
+
+    def wake(self) -> None:
+        """The readers have caught up."""
+        if self._source is not None:
+            self._source.resume()
 
 
 async def pump(upstream: Upstream, call: Call, live: Live) -> None:
@@ -69,19 +76,11 @@ async def pump(upstream: Upstream, call: Call, live: Live) -> None:
     source = None
     try:
         source = await upstream.open(call)
-        head = source.head
-        live.timings = source.timings
-        answer.begin(head)
-        recording.commit(head)
-        while chunk := await source.read():
-            live.arrived = source.arrived
-            recording.events.extend(answer.feed(chunk, source.arrived))
-            recording.append(chunk)
-            if recording.backlog > HIGH:
-                await live.room()
+        live.begin(source)
+        await source.deliver(live.take)
         whole = answer.close(source.arrived)
         recording.finish(
-            policy.end_of_body(whole=whole, declared_error=answer.facts.error, status=head.status)
+            policy.end_of_body(whole=whole, declared_error=answer.facts.error, status=source.head.status)
         )
     except (UpstreamError, RefusedError) as error:
         recording.finish(

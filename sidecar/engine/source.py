@@ -1,6 +1,6 @@
 """What the engine needs of an HTTP client, and no more: small enough that another one can replace it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 import msgspec
@@ -41,11 +41,17 @@ class Source(Protocol):
     arrived: float
     """When the latest bytes came, by `time.perf_counter`."""
 
-    async def read(self) -> bytes:
-        """The next bytes of the body, all that are there; b"" at its clean end.
+    async def deliver(self, take: Callable[[bytes], None]) -> None:
+        """Hand the body to `take`, each piece in the moment it arrives; return at its clean end.
 
-        Raises UpstreamError when the answer breaks off, after all bytes before that were handed out.
+        Raises UpstreamError when the answer breaks off, after everything before that was handed over.
         """
+
+    def pause(self) -> None:
+        """Let the upstream wait: read nothing more from it. A few pieces may still come."""
+
+    def resume(self) -> None:
+        """Go on reading."""
 
     def close(self) -> None:
         """Be done with it, in any state. An unfinished call is aborted at once."""

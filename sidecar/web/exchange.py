@@ -23,8 +23,6 @@ from sidecar.web.upload import Upload
 if TYPE_CHECKING:
     from sidecar.web.client import Connection
 
-_BUFFER = 256 * 1024
-"""Bytes that may wait for the pump before the upstream is paused."""
 _REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _BETWEEN = 64 * 1024
 """Bytes of chunk headers, extensions and trailers without any body between them."""
@@ -73,10 +71,10 @@ class Exchange:
         self._excess = False
         self._last = b"\r\n\r\n"
         """What the answer's last bytes on the wire are: of its head or last chunk, or of its body."""
-        self._chunks: list[bytes] = []
-        self._buffered = 0
+        self._early: list[bytes] = []
+        self._take: Callable[[bytes], None] | None = None
         self._paused = False
-        self._fault: UpstreamError | RefusedError | None = None
+        self._fault: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._upload: Upload | None = None
@@ -114,20 +112,32 @@ class Exchange:
                 raise self._fault
             await self._changed()
 
-    async def read(self) -> bytes:
+    async def deliver(self, take: Callable[[bytes], None]) -> None:
         """See `engine.source.Source`."""
-        while True:
-            if self._chunks:
-                data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-                self._chunks.clear()
-                self._buffered = 0
-                self._resume()
-                return data
-            if self._fault is not None:
-                raise self._fault
-            if self._done:
-                return b""
+        early, self._early = self._early, []
+        for data in early:
+            take(data)
+        self._take = take
+        while not self._done and self._fault is None:
             await self._changed()
+        if self._fault is not None:
+            raise self._fault
+
+    def pause(self) -> None:
+        """See `engine.source.Source`."""
+        transport = self._connection.transport if self._connection is not None else None
+        if not self._paused and transport is not None and not transport.is_closing():
+            transport.pause_reading()
+            self._paused = True
+
+    def resume(self) -> None:
+        """See `engine.source.Source`."""
+        if self._paused:
+            self._paused = False
+            # The time the client took to make room is not the upstream's silence.
+            self.arrived = time.perf_counter()
+            if self._connection is not None and self._connection.transport is not None:
+                self._connection.transport.resume_reading()
 
     def close(self) -> None:
         """Abort what is unfinished. Idempotent."""
@@ -155,11 +165,14 @@ class Exchange:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._fail(UpstreamError("upstream_protocol", "it switched protocols unasked"))
+        except httptools.HttpParserCallbackError as error:
+            # Raised by our own callbacks: a verdict on the head, or a mistake of ours, which must show.
+            self._fail(self._fault or error.__context__ or error)
         except httptools.HttpParserError as error:
             if self._done:
                 self._excess = True
             else:
-                self._fail(self._fault or UpstreamError("upstream_protocol", str(error)))
+                self._fail(UpstreamError("upstream_protocol", str(error)))
         if self._done:
             # llhttp skips line ends after a message; what is not part of one must not be there at all.
             self._excess = self._excess or not data.endswith(self._last)
@@ -232,14 +245,11 @@ class Exchange:
         self._overhead = 0
         if not self._chunked:
             self._last = data
-        self._chunks.append(data)
-        self._buffered += len(data)
-        if self._buffered > _BUFFER and not self._paused and self._connection is not None:
-            transport = self._connection.transport
-            if transport is not None and not transport.is_closing():
-                transport.pause_reading()
-                self._paused = True
-        self._wake()
+        if self._take is not None:
+            self._take(data)
+        else:
+            # Came with the head, before anybody could ask for it: wait until somebody does.
+            self._early.append(data)
 
     def on_message_complete(self) -> None:
         if self._interim or self._done:
@@ -255,7 +265,7 @@ class Exchange:
         self._let_go(reusable=self._framed and not self._excess and not uploading)
         self._wake()
 
-    def _fail(self, fault: UpstreamError | RefusedError) -> None:
+    def _fail(self, fault: BaseException) -> None:
         if self._done:
             return
         if self._fault is None:
@@ -274,14 +284,6 @@ class Exchange:
             if self._paused and reusable and connection.transport is not None:
                 connection.transport.resume_reading()
             self._release(connection, reusable=reusable and connection.transport is not None)
-
-    def _resume(self) -> None:
-        if self._paused:
-            self._paused = False
-            # The time the client took to make room is not the upstream's silence.
-            self.arrived = time.perf_counter()
-            if self._connection is not None and self._connection.transport is not None:
-                self._connection.transport.resume_reading()
 
     def _check(self) -> None:
         """The clock of the head and stall timeouts: looked at now and then, never restarted per chunk."""

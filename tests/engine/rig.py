@@ -79,6 +79,8 @@ class ScriptedSource:
         self.arrived = 0.0
         self.closed = 0
         self.reads = 0
+        self._going = asyncio.Event()
+        self._going.set()
         self._pieces: asyncio.Queue[bytes | BaseException] = asyncio.Queue()
 
     def give(self, *pieces: bytes | BaseException) -> "ScriptedSource":
@@ -87,13 +89,23 @@ class ScriptedSource:
             self._pieces.put_nowait(piece)
         return self
 
-    async def read(self) -> bytes:
-        self.reads += 1
-        piece = await self._pieces.get()
-        self.arrived += 1.0
-        if isinstance(piece, BaseException):
-            raise piece
-        return piece
+    async def deliver(self, take: Callable[[bytes], None]) -> None:
+        while True:
+            await self._going.wait()
+            self.reads += 1
+            piece = await self._pieces.get()
+            self.arrived += 1.0
+            if isinstance(piece, BaseException):
+                raise piece
+            if not piece:
+                return
+            take(piece)
+
+    def pause(self) -> None:
+        self._going.clear()
+
+    def resume(self) -> None:
+        self._going.set()
 
     def close(self) -> None:
         self.closed += 1
