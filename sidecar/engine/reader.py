@@ -1,19 +1,26 @@
 """The async tail of a recording, from an offset.
 
-A reader that has caught up waits on one future; nothing else is made per chunk. The keepalive clock
-is a single timer that looks when something last went out, instead of being restarted per chunk.
+A reader that has caught up is handed the next bytes in the moment they are recorded, without a turn of
+the event loop in between; its task sleeps on one future until there is something else to do. The
+keepalive clock is a single timer that looks when something last went out, and is not restarted per chunk.
 """
 
 import asyncio
+from collections.abc import Callable
+from typing import Literal
 
 from sidecar.core.recording import Recording
 from sidecar.core.types import Head
+
+Pause = Literal["behind", "silent", "end"]
+"""Why a flow of bytes paused: the client has to catch up, nothing came for a while, all is said."""
 
 
 class Reader:
     """One client's view of a recording. Used by one task."""
 
     __slots__ = (
+        "_behind",
         "_idle",
         "_interval",
         "_last",
@@ -21,6 +28,7 @@ class Reader:
         "_recording",
         "_timer",
         "_waiter",
+        "_write",
         "offset",
     )
 
@@ -29,6 +37,8 @@ class Reader:
         self._recording = recording
         self._loop = loop
         self._waiter: asyncio.Future[None] | None = None
+        self._write: Callable[[bytes], bool] | None = None
+        self._behind = False
         self._idle = False
         self._interval = 0.0
         self._last = 0.0
@@ -37,8 +47,17 @@ class Reader:
 
     def wake(self) -> None:
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is None or waiter.done():
+            return
+        if self._write is not None and self._recording.size > self.offset:
+            try:
+                self._behind = self._pass_on(self._write)
+            except Exception as error:  # noqa: BLE001 - reason: it is the reader's, not the upstream's
+                waiter.set_exception(error)
+                return
+            if not self._behind and self._recording.end is None:
+                return  # all is done; the task may sleep on
+        waiter.set_result(None)
 
     def every(self, interval: float) -> None:
         """From now on, `head` and `read` return None after each `interval` seconds of silence; 0: never."""
@@ -61,6 +80,28 @@ class Reader:
             await self._changed()
         return recording.head
 
+    async def flow(self, write: Callable[[bytes], bool]) -> Pause:
+        """Hand bytes to `write` as they come, each in the moment it is recorded, until there is something
+        else to do. `write` returns whether its side is behind, and has to catch up first.
+
+        Raises what `write` raises.
+        """
+        recording = self._recording
+        self._write = write
+        try:
+            while True:
+                if self._behind or (recording.size > self.offset and self._pass_on(write)):
+                    self._behind = False
+                    return "behind"
+                if recording.end is not None:
+                    return "end"
+                if self._idle:
+                    self._idle = False
+                    return "silent"
+                await self._changed()
+        finally:
+            self._write = None
+
     async def read(self) -> bytes | None:
         """All bytes past the offset, joined; b"" at the end; None on silence."""
         recording = self._recording
@@ -81,6 +122,12 @@ class Reader:
         """Stop reading. The recording may drop what only this reader still needed."""
         self.every(0)
         self._recording.detach(self)
+
+    def _pass_on(self, write: Callable[[bytes], bool]) -> bool:
+        if self._interval:
+            self._idle = False
+            self._last = self._loop.time()
+        return write(self._recording.take(self))
 
     async def _changed(self) -> None:
         self._waiter = self._loop.create_future()

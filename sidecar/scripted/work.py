@@ -67,6 +67,7 @@ class Play(Work):
         self._loop = connection.loop
         self._rendered, script = self._make(received)
         self._frames = iter(self._rendered.frames)
+        self._left = len(self._rendered.frames)
         self._interval = script.interval
         self._first = script.first
         self._due = self._loop.time()
@@ -99,6 +100,11 @@ class Play(Work):
                 self._piece()
                 return
             connection.write(pieces[0])
+            self._left -= 1
+            if not self._left:
+                # Nothing to wait for: a real provider ends its answer with the last event.
+                connection.end(self._rendered.ending)
+                return
             if self._interval:
                 # On the grid, not after the fact: a late timer must not slow the stream down.
                 self._due = due = self._due + self._interval
@@ -112,7 +118,8 @@ class Play(Work):
             return
         piece = next(self._pieces, None)
         if piece is None:
-            self._after(self._interval, self._event)
+            self._left -= 1
+            self._after(self._interval if self._left else 0, self._event)
             return
         self._connection.write(piece)
         self._timer = self._loop.call_soon(self._piece)

@@ -118,6 +118,10 @@ class Client:
         self._tls = tls
         self._idle: dict[Origin, deque[Connection]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
+        self._running: set[Exchange] = set()
+        self._clock: asyncio.TimerHandle | None = None
+        self._period = min(timeouts.head / 8, timeouts.stall / 8, 1.0)
+        """One clock for all calls: a timer of its own would cost each of them more than looking at it."""
         self._closed = False
         self._loop = asyncio.get_running_loop()
 
@@ -128,6 +132,9 @@ class Client:
         connected = time.perf_counter()
         exchange = Exchange(call, connection, self._loop, self._timeouts, self._limits.headers, self._release)
         connection.exchange = exchange
+        self._running.add(exchange)
+        if self._clock is None:
+            self._clock = self._loop.call_later(self._period, self._tick)
         try:
             exchange.send()
             await exchange.until_head()
@@ -140,12 +147,19 @@ class Client:
     def close(self) -> None:
         """Close what is idle; from now on nothing is kept."""
         self._closed = True
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        for timer in (self._sweeper, self._clock):
+            if timer is not None:
+                timer.cancel()
         for idle in self._idle.values():
             for connection in idle:
                 connection.abort()
         self._idle.clear()
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        for exchange in list(self._running):
+            exchange.check(now)
+        self._clock = self._loop.call_later(self._period, self._tick) if self._running else None
 
     def _take(self, origin: Origin) -> Connection | None:
         idle = self._idle.get(origin)
@@ -157,7 +171,9 @@ class Client:
         return None
 
     def _release(self, connection: Connection, *, reusable: bool) -> None:
-        connection.exchange = None
+        if connection.exchange is not None:
+            self._running.discard(connection.exchange)
+            connection.exchange = None
         idle = self._idle.setdefault(connection.origin, deque())
         if not reusable or self._closed or len(idle) >= IDLE_PER_ORIGIN:
             connection.abort()

@@ -57,7 +57,7 @@ class Exchange:
         self._limit = limit
         self._release: Callable[..., None] = release
         self._loop = loop
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._reason = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._overhead = 0
@@ -76,7 +76,6 @@ class Exchange:
         self._paused = False
         self._fault: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._upload: Upload | None = None
 
     # The request.
@@ -100,8 +99,6 @@ class Exchange:
             transport.write(first)
         if call.more is not None:
             self._upload = Upload(call, self._connection, self._fail)
-        # Looked at as often as the shorter of the two demands: which one runs changes with the head.
-        self._timer = self._loop.call_later(min(self._timeouts.head, self._timeouts.stall), self._check)
 
     # The answer, as the engine takes it.
 
@@ -161,8 +158,10 @@ class Exchange:
     def received(self, data: bytes) -> None:
         self.arrived = time.perf_counter()
         self._overhead += len(data)
+        parser = self._parser
+        assert parser is not None
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._fail(UpstreamError("upstream_protocol", "it switched protocols unasked"))
         except httptools.HttpParserCallbackError as error:
@@ -209,8 +208,10 @@ class Exchange:
     def on_headers_complete(self) -> None:
         if self._done:
             return
-        status = self._parser.get_status_code()
-        version = self._parser.get_http_version()
+        parser = self._parser
+        assert parser is not None
+        status = parser.get_status_code()
+        version = parser.get_http_version()
         odd = status == 101 or version not in ("1.0", "1.1") or not _REASON.fullmatch(self._reason)
         if odd or not 100 <= status <= 999:
             self._fault = UpstreamError("upstream_protocol", f"status {status} of HTTP/{version}")
@@ -255,7 +256,7 @@ class Exchange:
         if self._interim or self._done:
             return
         self._done = True
-        if not self._parser.should_keep_alive():
+        if self._parser is None or not self._parser.should_keep_alive():
             self._excess = True
 
     # Ends.
@@ -274,29 +275,28 @@ class Exchange:
         self._wake()
 
     def _let_go(self, *, reusable: bool) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         if self._upload is not None:
             self._upload.stop()
+        # The parser holds this object and this one the parser: without a cut, every request would leave
+        # its body and headers to the garbage collector.
+        self._parser = None
         connection, self._connection = self._connection, None
         if connection is not None:
             if self._paused and reusable and connection.transport is not None:
                 connection.transport.resume_reading()
             self._release(connection, reusable=reusable and connection.transport is not None)
 
-    def _check(self) -> None:
-        """The clock of the head and stall timeouts: looked at now and then, never restarted per chunk."""
+    def check(self, now: float) -> None:
+        """Whether the time is up; asked by the client's clock now and then, not timed per chunk."""
+        if self._paused:
+            return
         # The head has to be whole in time; a head that drips gets no more time than one that does not come.
         asked = self._upload.at if self._upload is not None else self.sent_at
         begun = self.arrived if self._has_head else asked
         allowed = self._timeouts.stall if self._has_head else self._timeouts.head
-        left = begun + allowed - time.perf_counter()
-        if self._paused:
-            left = allowed
-        if left > 0.001:
-            self._timer = self._loop.call_later(min(left, self._timeouts.stall), self._check)
-        elif self._has_head:
+        if now - begun < allowed:
+            return
+        if self._has_head:
             self._fail(UpstreamError("upstream_stalled", f"nothing came for {allowed:g} s"))
         else:
             self._fail(UpstreamError("upstream_timeout", f"no answer within {allowed:g} s"))

@@ -69,27 +69,29 @@ class Render:
             await self._body()
 
     async def _body(self) -> None:
-        live, reader, reply, trace = self._live, self._reader, self._reply, self._trace
+        live, reader, reply = self._live, self._reader, self._reply
         answer = live.answer
         if answer.framed and reply.insertable:
             reader.every(self._interval)
-        while True:
-            data = await reader.read()
-            if data is None:
-                self._keepalive(answer.keepalive if answer.at_boundary else None)
-                continue
-            if not data:
-                break
-            behind = reply.behind
-            reply.write(data)
-            if behind or reply.behind:
+        while (pause := await reader.flow(self._forward)) != "end":
+            if pause == "behind":
                 await reply.drained()
             else:
-                delay = time.perf_counter() - live.arrived
-                trace.delay = max(trace.delay, delay)
+                self._keepalive(answer.keepalive if answer.at_boundary else None)
         end = live.recording.end
         assert end is not None
         self._end(end)
+
+    def _forward(self, data: bytes) -> bool:
+        """Write the next bytes; returns whether the client is behind."""
+        reply, trace = self._reply, self._trace
+        behind = reply.behind
+        reply.write(data)
+        if behind or reply.behind:
+            return True
+        delay = time.perf_counter() - self._live.arrived
+        trace.delay = max(trace.delay, delay)
+        return False
 
     def _start(self, head: Head) -> None:
         trace, reply, answer = self._trace, self._reply, self._live.answer

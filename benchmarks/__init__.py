@@ -1,0 +1,1 @@
+"""The sidecar beside its peers on the same upstream in the same run; see README.md."""
