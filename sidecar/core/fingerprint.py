@@ -1,10 +1,11 @@
 """Who is asking: a request's tenant, as a keyed hash of its credential.
 
-The credential itself goes nowhere but to the upstream. What is logged or used in keys is an HMAC of
-it under a secret that only this installation has, so that it cannot be guessed from outside.
+The credential itself goes nowhere but to the upstream. What is logged or used in keys is a keyed hash of
+it under a secret that only this installation has, so that it cannot be guessed from outside. BLAKE2b is
+a MAC by itself when keyed (RFC 7693, 2.9); HMAC-SHA256 through OpenSSL costs six times as much.
 """
 
-import hmac
+import hashlib
 from urllib.parse import parse_qsl
 
 from sidecar.core.headers import CREDENTIALS
@@ -30,4 +31,6 @@ def credential(request: Request) -> bytes | None:
 def tenant(secret: bytes, request: Request) -> str | None:
     """16 hexadecimal digits that stand for the credential; None without one."""
     found = credential(request)
-    return hmac.digest(secret, found, "sha256").hex()[:16] if found is not None else None
+    if found is None:
+        return None
+    return hashlib.blake2b(found, key=secret, digest_size=8).hexdigest()

@@ -64,6 +64,11 @@ class Live:
             source.pause()
             recording.when_room(self, LOW)
 
+    def release(self) -> None:
+        """The source is closed. Source and call hold each other; a cut here leaves nothing for the
+        garbage collector, which would cost a tenth of a request."""
+        self._source = None
+
     def wake(self) -> None:
         """The readers have caught up."""
         if self._source is not None:
@@ -92,5 +97,6 @@ async def pump(upstream: Upstream, call: Call, live: Live) -> None:
     finally:
         if source is not None:
             source.close()
+        live.release()
         # Only a fault of our own gets here without an end; no reader may wait for ever because of it.
         recording.finish(End(Outcome.UPSTREAM_ERROR, Fault("internal", "see the log of the sidecar")))

@@ -86,6 +86,12 @@ class Protocol(web.RequestHandler):
                     f"they exceed {self._server.limits.headers} bytes",
                 )
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
+        """aiohttp calls this for every body read, and then parses nothing again; most of the time nothing
+        was paused."""
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
     def force_close(self) -> None:
         transport = self.transport
         super().force_close()
