@@ -275,10 +275,11 @@ class Exchange:
         self._wake()
 
     def _let_go(self, *, reusable: bool) -> None:
+        # Upload and parser hold this object, and it holds them: without a cut, every request would leave
+        # its body and headers to the garbage collector.
         if self._upload is not None:
             self._upload.stop()
-        # The parser holds this object and this one the parser: without a cut, every request would leave
-        # its body and headers to the garbage collector.
+            self._upload = None
         self._parser = None
         connection, self._connection = self._connection, None
         if connection is not None:

@@ -195,3 +195,86 @@ def test_cancelling_a_read_loses_nothing():
         assert await everything(reader) == b"ab"
 
     run(main)
+
+
+def test_a_flow_writes_in_the_moment_of_the_append():
+    async def main():
+        made = recording()
+        reader = reader_of(made)
+        got = []
+        made.append(b"before")
+        flowing = asyncio.ensure_future(reader.flow(got.append))
+        await settled()
+        assert got == [b"before"]
+        for piece in (b"one", b"two"):
+            made.append(piece)
+            assert got[-1] == piece  # without a turn of the event loop
+        made.finish(End(Outcome.COMPLETE))
+        assert await flowing == "end"
+        assert got == [b"before", b"one", b"two"]
+        reader.close()
+
+    run(main)
+
+
+def test_a_flow_stops_when_its_side_is_behind_and_loses_nothing():
+    async def main():
+        made = recording()
+        reader = reader_of(made)
+        got = []
+
+        def write(data):
+            got.append(data)
+            return len(got) == 1
+
+        flowing = asyncio.ensure_future(reader.flow(write))
+        await settled()
+        made.append(b"a")
+        made.append(b"b")  # recorded while nobody writes
+        assert got == [b"a"]
+        assert await flowing == "behind"
+        made.finish(End(Outcome.COMPLETE))
+        assert await reader.flow(write) == "end"
+        assert got == [b"a", b"b"]
+        reader.close()
+
+    run(main)
+
+
+def test_a_flow_tells_silence_and_then_goes_on():
+    async def main():
+        made = recording()
+        reader = reader_of(made)
+        got = []
+        reader.every(10)
+        assert await reader.flow(got.append) == "silent"
+        made.append(b"x")
+        made.finish(End(Outcome.COMPLETE))
+        assert await reader.flow(got.append) == "end"
+        assert got == [b"x"]
+        reader.close()
+
+    run(main)
+
+
+def test_what_a_write_raises_is_the_readers_and_not_the_writers():
+    async def main():
+        made = recording()
+        reader, other = reader_of(made), reader_of(made)
+        got = []
+
+        def write(data):
+            raise ConnectionError(data)
+
+        broken = asyncio.ensure_future(reader.flow(write))
+        whole = asyncio.ensure_future(other.flow(got.append))
+        await settled()
+        made.append(b"x")  # does not raise
+        made.finish(End(Outcome.COMPLETE))
+        with pytest.raises(ConnectionError):
+            await broken
+        assert (await whole, got) == ("end", [b"x"])
+        reader.close()
+        other.close()
+
+    run(main)
