@@ -9,7 +9,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import httptools
 
@@ -28,12 +28,6 @@ _BETWEEN = 64 * 1024
 """Bytes of chunk headers, extensions and trailers without any body between them."""
 
 
-class Release(Protocol):
-    """Gives a connection back."""
-
-    def __call__(self, connection: "Connection", *, reusable: bool) -> None: ...
-
-
 class Exchange:
     """An answer being received; see `engine.source.Source`."""
 
@@ -44,7 +38,7 @@ class Exchange:
         loop: asyncio.AbstractEventLoop,
         timeouts: Timeouts,
         limit: int,
-        release: Release,
+        release: Callable[..., None],
     ) -> None:
         self.timings: Timings
         self.head: Head
@@ -55,7 +49,7 @@ class Exchange:
         self._connection: Connection | None = connection
         self._timeouts = timeouts
         self._limit = limit
-        self._release: Callable[..., None] = release
+        self._release = release
         self._loop = loop
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._reason = b""
