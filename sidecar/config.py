@@ -15,6 +15,7 @@ import msgspec
 from sidecar.core.values import ConfigError, Duration, Size, nearest, plain, shown, upstream_url
 
 PREFIX = "SLIPSTREAM_"
+_LEAST_HEADERS = 1024
 
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -155,6 +156,8 @@ def load(
         if value is not None:
             values[key] = value
             origins[key] = _FLAGS.get(key, "a flag")
+    if upstreams and origins.get("server.upstream", origins["upstreams"]) != origins["upstreams"]:
+        upstreams = []  # a flag or variable goes before the file
     tables: dict[str, dict[str, object]] = {name: {} for name in SECTIONS}
     for key, value in values.items():
         section, _, name = key.partition(".")
@@ -221,9 +224,17 @@ def _environment_keys(environment: Mapping[str, str]) -> dict[str, str]:
             found[name] = known[name]
         elif name.replace("_", "") in loose:
             raise ConfigError(f"{name}: unknown variable; did you mean {loose[name.replace('_', '')]}?")
+        elif (near := _by_last_part(name, known)) is not None:
+            raise ConfigError(f"{name}: unknown variable; did you mean {near}?")
         elif "__" in name.removeprefix(PREFIX):
             raise ConfigError(f"{name}: unknown variable{nearest(name, list(known))}")
     return found
+
+
+def _by_last_part(name: str, known: Mapping[str, str]) -> str | None:
+    """SLIPSTREAM_PORT, say, which would be ignored in silence."""
+    last = "__" + name.removeprefix(PREFIX)
+    return next((variable for variable in known if variable.endswith(last)), None)
 
 
 def _type_of(key: str) -> Any:
@@ -244,6 +255,8 @@ def _check(config: Config) -> None:
     for name, seconds in msgspec.structs.asdict(config.timeouts).items():
         if seconds <= 0:
             raise ConfigError(f"timeouts.{name} = 0: expected more than 0; there is no such thing as none")
+    if config.limits.headers < _LEAST_HEADERS:
+        raise ConfigError(f"limits.headers = {config.limits.headers:d}: expected at least {_LEAST_HEADERS}")
     if config.server.upstream is not None:
         upstream_url("server.upstream", config.server.upstream)
     names = set()

@@ -5,6 +5,7 @@ status is 0 only if each did what it should.
 """
 
 import asyncio
+import io
 import itertools
 import sys
 import time
@@ -65,6 +66,8 @@ def command(*, keep: bool) -> None:
 
 
 async def _demo(*, keep: bool) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without these signs gets others, no traceback
     console = Console(highlight=False)
     lines = _Lines()
     async with ScriptedProvider(script=Script(tokens=24, interval=_PACE, first=0.1)) as provider:

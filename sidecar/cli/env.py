@@ -15,23 +15,41 @@ from sidecar.config import Config
 def command(**given: Any) -> None:
     """Print the base-URL variables as export lines: eval "$(slipstream env)"."""
     config = loaded(given).config
-    host = config.server.host
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
-    for line in exports(config, f"http://{host}:{config.server.port}"):
+    host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
+    for line in exports(config, reachable(config, f"http://{host}:{config.server.port}")):
         print(line)
 
 
+def reachable(config: Config, url: str) -> str:
+    """The URL for clients on this machine: an address that stands for all of them is none to call."""
+    every = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.server.host)  # noqa: S104
+    return f"http://{every}:{url.rpartition(':')[2]}" if every else url
+
+
 def variables(config: Config, url: str) -> dict[str, str]:
-    """Name -> value. The sidecar's root stands for the upstream's URL: with `--upstream
-    https://host/v1`, the `/v1` is in the upstream already."""
+    """Name -> value, for the APIs that a request would find at the sidecar's root.
+
+    The root stands for the upstream's URL. With `--upstream https://host/v1`, the `/v1` is in the upstream
+    already, and only clients that bring none can use it.
+    """
+    from sidecar.web.routes import Routes
+
     upstream = config.server.upstream
-    path = urlsplit(upstream).path.strip("/") if upstream else ""
-    return {
-        "OPENAI_BASE_URL": url if path else f"{url}/v1",
-        "ANTHROPIC_BASE_URL": url,
-        "GOOGLE_GEMINI_BASE_URL": url,
-        "OLLAMA_HOST": url,
+    if upstream and urlsplit(upstream).path.strip("/"):
+        return {"OPENAI_BASE_URL": url}
+    found = {
+        "OPENAI_BASE_URL": (f"{url}/v1", "/v1/chat/completions"),
+        "ANTHROPIC_BASE_URL": (url, "/v1/messages"),
+        "GOOGLE_GEMINI_BASE_URL": (url, "/v1beta/models"),
+        "OLLAMA_HOST": (url, "/api/chat"),
     }
+    routes = Routes(config)
+    made = {name: value for name, (value, path) in found.items() if routes.takes(path)}
+    stripped = [table for table in config.upstreams if table.strip and not table.header]
+    stripped = [table for table in stripped if "*" not in table.paths[0]]
+    if "OPENAI_BASE_URL" not in made and stripped:
+        made["OPENAI_BASE_URL"] = f"{url}{stripped[0].paths[0].rstrip('/')}/v1"
+    return made
 
 
 def exports(config: Config, url: str) -> list[str]:

@@ -80,11 +80,10 @@ class _Relay:
             self._send(number)
 
     def _take(self, number: int) -> None:
-        if number == signal.SIGINT and _in_foreground():
-            return  # the terminal sent it to the child as well; twice is "at once" to many programs
         if self.child is None:
             self._early.append(number)
-        else:
+        elif number != signal.SIGINT or not _in_foreground():
+            # In the foreground the terminal sent it to the child as well; twice is "at once" to many.
             self._send(number)
 
     def _send(self, number: int) -> None:

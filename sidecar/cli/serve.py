@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import os
 import secrets
@@ -55,7 +56,7 @@ async def serve(
     gc.freeze()
     announce(config, service.url, log)
     await stop.wait()
-    log.info("draining", grace_s=config.shutdown.grace)
+    log.info("draining", grace_s=float(config.shutdown.grace))
     draining = asyncio.ensure_future(service.stop(config.shutdown.grace))
     hurried = asyncio.ensure_future(again.wait())
     await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
@@ -75,8 +76,12 @@ async def started(config: Config, secret: bytes, log: FilteringBoundLogger, line
     try:
         await service.start()
     except OSError as error:
-        where = f"server.port = {config.server.port}"
-        raise ConfigError(f"{where}: cannot listen on {config.server.host}: {error.strerror}") from None
+        host, port = config.server.host, config.server.port
+        if error.errno == errno.EADDRINUSE:
+            remedy = f"in use on {host}; choose another with --port, or 0 for a free one"
+            raise ConfigError(f"server.port = {port}: {remedy}") from None
+        reason = error.strerror or str(error)
+        raise ConfigError(f"server.host = {host!r}: cannot listen there on port {port}: {reason}") from None
     return service
 
 
@@ -85,6 +90,8 @@ def announce(config: Config, url: str, log: FilteringBoundLogger) -> None:
     if log_format(config) == "console":
         print(banner(config, url), file=sys.stderr, flush=True)
     log.info("serving", url=url, version=__version__, pid=os.getpid())
+    if not is_loopback(config.server.host):
+        log.warning("open_port", host=config.server.host, reason="anyone who reaches it can use it")
     if config.cache.mode != "off":
         log.warning(
             "no_cache", mode=config.cache.mode, reason="this version caches nothing; requests go upstream"
@@ -93,15 +100,22 @@ def announce(config: Config, url: str, log: FilteringBoundLogger) -> None:
 
 def banner(config: Config, url: str) -> str:
     """The first thing a person sees."""
-    from sidecar.cli.env import exports
+    from sidecar.cli.env import exports, reachable
 
     upstreams = {table.name: table.url for table in Routes(config).tables}
     lines = ["", f"  Slipstream {__version__} listens on {url}", ""]
+    if not is_loopback(config.server.host):
+        lines[1:1] = ["  Anyone who reaches this address can use it: it asks for no credential.", ""]
     lines += [f"    {name:<10} {target}" for name, target in upstreams.items()]
     lines += ["", "  Point your app at it:", ""]
-    lines += [f"    {line}" for line in exports(config, url)]
+    lines += [f"    {line}" for line in exports(config, reachable(config, url))]
     lines += ["", "  Ctrl-C drains and stops; a second one stops at once.", ""]
     return "\n".join(lines)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def log_format(config: Config) -> Any:

@@ -4,9 +4,11 @@
 bytes may be inserted here, whether the answer is whole, and what the latency line can say of it.
 """
 
+import msgspec
+
 from sidecar.core.decode import Decoder
 from sidecar.core.dialects import OTHER_SSE, Dialect, Facts
-from sidecar.core.dialects.base import Framing, loads
+from sidecar.core.dialects.base import Framing, error_name, read_whole
 from sidecar.core.latency import Gaps
 from sidecar.core.lines import ArrayFramer, LineFramer
 from sidecar.core.sse import Framer, SSEFramer, data_of
@@ -19,6 +21,7 @@ _SURPRISES = (
     AttributeError,
     IndexError,
     RecursionError,
+    msgspec.MsgspecError,
 )
 """What reading somebody else's JSON can raise. Learning nothing is then the right answer."""
 
@@ -36,7 +39,7 @@ class Answer:
         "_blind",
         "_decoder",
         "_framer",
-        "bytes",
+        "deltas",
         "dialect",
         "events",
         "facts",
@@ -58,7 +61,8 @@ class Answer:
         self.facts = Facts()
         self.gaps = Gaps()
         self.events = 0
-        self.bytes = 0
+        self.deltas = 0
+        """Events that carried content, reasoning or a tool call."""
         self.first_at = 0.0
         self.first_kind: DeltaKind | None = None
         self.last_at = 0.0
@@ -136,7 +140,6 @@ class Answer:
         `now`: when they arrived, in seconds of `time.perf_counter`. The offsets count in the body
         as sent, so there are none for a compressed one.
         """
-        self.bytes += len(chunk)
         if self._framer is None:
             return []
         frames = self._framer.feed(self._decoder.feed(chunk) if self._decoder else chunk)
@@ -160,9 +163,13 @@ class Answer:
         try:
             plain = self._decoder.feed(body) if self._decoder else body
             if plain:
-                parsed = loads(plain)
-                if isinstance(parsed, dict):
-                    self.dialect.whole(parsed, self.facts)
+                parsed = read_whole(plain)
+                if parsed.get("error"):
+                    self.facts.error = error_name(parsed["error"])
+                self.dialect.whole(parsed, self.facts)
+        except msgspec.ValidationError:
+            # JSON that is no object has nothing to tell, and nothing is wrong with it.
+            self.unreadable = body.lstrip()[:1] == b"{"
         except _SURPRISES:
             self.unreadable = True
 
@@ -186,6 +193,7 @@ class Answer:
             return
         # Something more was said, so what could not be read was not the end.
         self._blind = block is None
+        self.deltas += 1
         if self.first_kind is None:
             self.first_at, self.first_kind = now, kind
         else:

@@ -12,7 +12,6 @@ KINDS: dict[str, tuple[int, str, Outcome]] = {
     "no_upstream": (404, "No upstream takes this path", Outcome.REFUSED),
     "not_found": (404, "Nothing here", Outcome.REFUSED),
     "request_timeout": (408, "The request came too slowly", Outcome.REFUSED),
-    "body_too_large": (413, "The request body is too large", Outcome.REFUSED),
     "headers_too_large": (431, "The request headers are too large", Outcome.REFUSED),
     "internal": (500, "A fault inside the sidecar", Outcome.REFUSED),
     "upgrade_unsupported": (
@@ -62,7 +61,7 @@ class UpstreamError(Exception):
 
 
 class RefusedError(Exception):
-    """A request the sidecar will not serve; nothing of it has reached the upstream."""
+    """A request the sidecar will not serve, or not to its end, because of the client."""
 
     def __init__(self, kind: str, detail: str, *, close: bool = True) -> None:
         super().__init__(f"{kind}: {detail}")

@@ -7,7 +7,7 @@ Definitions (all times in milliseconds, from `time.perf_counter` differences):
   chunks, pings and comments do not count. Streams only.
 - `itl_*`: gaps between those deltas, as they arrived from the upstream.
 - `tpot_ms`: from first to last delta, per output token after the first; by the provider's own count
-  where it gave one, else per event.
+  where it gave one, else per delta. `tokens_per_second` is its inverse, by the provider's count only.
 - `overhead_ms`: what the sidecar itself added: request read to upstream request written, without
   waiting for the client's body or the connection; the upstream's head to its being written; and the
   longest that any chunk lay here while the client was ready to take it.
@@ -94,7 +94,6 @@ class Trace(msgspec.Struct):
     head_at: float = 0.0
     delay: float = 0.0
     keepalives: int = 0
-    retries: int = 0
     outcome: Outcome = Outcome.COMPLETE
     error: str | None = None
 
@@ -118,6 +117,7 @@ class Heard(msgspec.Struct, frozen=True):
     cached_input_tokens: int | None = None
     reasoning_tokens: int | None = None
     events: int = 0
+    deltas: int = 0
     bytes: int = 0
     """Bytes of body sent to the client."""
     first_at: float = 0.0
@@ -143,7 +143,9 @@ def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
     # What arrived with the head still had to wait for the head to be written.
     first = max(heard.first_at, trace.head_at) - begun if heard.first_kind else None
     speaking = heard.last_at - heard.first_at
-    tokens = heard.output_tokens if heard.output_tokens is not None else heard.events
+    # The first of them marks the beginning, so there is one fewer to divide by.
+    steps = (heard.output_tokens if heard.output_tokens is not None else heard.deltas) - 1
+    spoke = heard.deltas > 1 and steps > 0 and speaking > 0
     p50, p99 = heard.gaps.percentiles(0.5, 0.99)
     longest = heard.gaps.longest if p50 is not None else None
     if p99 is not None:
@@ -166,16 +168,14 @@ def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
         "ttfb_ms": _ms(trace.head_at - begun) if trace.head_at else None,
         "ttft_ms": _ms(first),
         "ttft_kind": heard.first_kind,
-        "tpot_ms": _ms(speaking / (tokens - 1)) if heard.first_kind and tokens > 1 else None,
+        "tpot_ms": _ms(speaking / steps) if spoke else None,
         "itl_p50_ms": _ms(p50),
         "itl_p99_ms": _ms(p99),
         "itl_max_ms": _ms(longest),
         "total_ms": _ms(now - begun),
         "overhead_ms": _ms(_overhead(trace)),
-        "phases": _phases(trace, timings),
-        "tokens_per_second": (
-            round(heard.output_tokens / speaking, 1) if heard.output_tokens and speaking > 0 else None
-        ),
+        "phases": _phases(trace, timings, now),
+        "tokens_per_second": round(steps / speaking, 1) if spoke and heard.output_tokens else None,
         "input_tokens": heard.input_tokens,
         "output_tokens": heard.output_tokens,
         "cached_input_tokens": heard.cached_input_tokens,
@@ -183,7 +183,7 @@ def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
         "events": heard.events,
         "bytes": heard.bytes,
         "keepalives": trace.keepalives,
-        "retries": trace.retries,
+        "retries": timings.retries if timings is not None else 0,
         "feature": trace.feature,
         "error": trace.error,
     }
@@ -193,26 +193,28 @@ def server_timing(trace: Trace) -> bytes:
     """What is known when the head is written, as the value of a `Server-Timing` header."""
     timings = trace.timings
     read = b"read;dur=%.3f" % (trace.waited * 1000)
-    if timings is None:
+    if timings is None or not timings.head:
         return read
     connect, upstream = timings.connected - timings.started, timings.head - timings.sent
     return b"%b, connect;dur=%.3f, upstream;dur=%.3f" % (read, connect * 1000, upstream * 1000)
 
 
-def _phases(trace: Trace, timings: Timings | None) -> Mapping[str, float | None]:
-    read = _ms(trace.waited)
-    if timings is None:
-        return {"read_ms": read}
-    connect, upstream = timings.connected - timings.started, timings.head - timings.sent
-    return {"read_ms": read, "connect_ms": _ms(connect), "upstream_ms": _ms(upstream)}
+def _phases(trace: Trace, timings: Timings | None, now: float) -> Mapping[str, float | None]:
+    """A phase that was not over when the request ended has lasted until then."""
+    connect = upstream = None
+    if timings is not None and timings.started:
+        connect = (timings.connected or now) - timings.started
+        if timings.sent:
+            upstream = (timings.head or now) - timings.sent
+    return {"read_ms": _ms(trace.waited), "connect_ms": _ms(connect), "upstream_ms": _ms(upstream)}
 
 
 def _overhead(trace: Trace) -> float | None:
     timings = trace.timings
-    if timings is None:
+    if timings is None or not timings.sent:
         return None
     before = timings.started - trace.started - trace.waited + (timings.sent - timings.connected)
-    after = trace.head_at - timings.head if trace.head_at else 0.0
+    after = trace.head_at - timings.head if trace.head_at and timings.head else 0.0
     return max(before, 0.0) + max(after, 0.0) + trace.delay
 
 

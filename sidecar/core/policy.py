@@ -33,12 +33,17 @@ def end_of_leaving(*, over: bool, declared_error: str | None, taken: bool) -> En
     return End(Outcome.CANCELLED)
 
 
-def end_of_fault(fault: Fault, *, over: bool, declared_error: str | None) -> End:
-    """How an answer ended whose connection was lost.
+def end_of_fault(fault: Fault, *, begun: bool, over: bool, declared_error: str | None) -> End:
+    """How an answer ended whose connection was lost. `begun`: its head had come.
 
     `over`: its terminal marker had gone by, so nothing of it is missing, whatever the connection
     did then. Servers that close without a last chunk are common.
     """
     if over:
         return End(Outcome.COMPLETE if declared_error is None else Outcome.UPSTREAM_ERROR)
-    return End(outcome_of(fault), fault)
+    outcome = outcome_of(fault)
+    if begun and outcome is Outcome.REFUSED:
+        outcome = Outcome.TRUNCATED
+    elif not begun and outcome is Outcome.TRUNCATED:
+        outcome = Outcome.UPSTREAM_ERROR
+    return End(outcome, fault)

@@ -14,13 +14,17 @@ from typing import Protocol
 from sidecar.core.types import End, Head
 
 
-class Waker(Protocol):
-    """A reader, as the recording sees it."""
-
-    offset: int
+class Sleeper(Protocol):
+    """Somebody who waits."""
 
     def wake(self) -> None:
         """Something changed; cheap, synchronous, may be called when nobody waits."""
+
+
+class Waker(Sleeper, Protocol):
+    """A reader, as the recording sees it."""
+
+    offset: int
 
 
 class Recording:
@@ -50,7 +54,7 @@ class Recording:
         self._base = 0
         self._limit = limit
         self._wakers: list[Waker] = []
-        self._room: Waker | None = None
+        self._room: Sleeper | None = None
         self._low = 0
 
     @property
@@ -112,7 +116,7 @@ class Recording:
         """The body from its first byte, or None when it is no longer held."""
         return bytes(self._bytes) if self._base == 0 else None
 
-    def when_room(self, waker: Waker, low: int) -> None:
+    def when_room(self, waker: Sleeper, low: int) -> None:
         """Wake the writer once the backlog is at most `low`."""
         self._room, self._low = waker, low
 
@@ -128,6 +132,7 @@ class Recording:
         if passed > 0:
             del self._bytes[:passed]
             self._base += passed
+            del self.events[:]
 
     def _wake(self) -> None:
         for waker in self._wakers:

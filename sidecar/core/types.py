@@ -72,10 +72,11 @@ class Intent(msgspec.Struct, frozen=True):
     stream: bool = False
 
 
-class Timings(msgspec.Struct, frozen=True):
-    """When the phases of one upstream call were over, in seconds of `time.perf_counter`."""
+class Timings(msgspec.Struct):
+    """When the phases of one upstream call were over, in seconds of `time.perf_counter`; 0 before."""
 
-    started: float
-    connected: float
-    sent: float
-    head: float
+    started: float = 0.0
+    connected: float = 0.0
+    sent: float = 0.0
+    head: float = 0.0
+    retries: int = 0

@@ -75,7 +75,7 @@ def upstream_url(key: str, url: str) -> str:
     if parts.username is not None or parts.password is not None:
         raise ConfigError(f"{key}: a URL with user name or password is not supported; {remedy}")
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise ConfigError(f"{key}{shown(url)}: {remedy}")
+        raise ConfigError(f"{key}{shown(url) if '://' in url else ''}: {remedy}")
     if parts.query or parts.fragment or not url.isascii() or not url.isprintable() or " " in url:
         raise ConfigError(f"{key}: {remedy}, without query or fragment")
     return url

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from sidecar.core import policy
 from sidecar.core.answer import Answer
 from sidecar.core.recording import Recording
-from sidecar.core.types import End
+from sidecar.core.types import Fault
 from sidecar.engine.pump import Live, pump
 from sidecar.engine.reader import Reader
 from sidecar.engine.source import Call, Upstream
@@ -48,9 +48,15 @@ class Hub:
                 policy.end_of_leaving(over=answer.over, declared_error=answer.facts.error, taken=taken)
             )
 
-    def stop(self, end: End) -> None:
-        """End every call now: what is still running gets `end`."""
+    def stop(self, fault: Fault) -> None:
+        """End every call now: what is still running gets `fault`, unless all of it had been said."""
         for live in list(self._live):
+            end = policy.end_of_fault(
+                fault,
+                begun=live.recording.head is not None,
+                over=live.answer.over,
+                declared_error=live.answer.facts.error,
+            )
             live.cancel(end)
 
     def _ended(self, live: Live, task: asyncio.Task[None]) -> None:

@@ -22,17 +22,16 @@ LOW = 128 * 1024
 class Live:
     """An upstream call that is going on: the recording it fills, and what is known of it."""
 
-    __slots__ = ("_source", "answer", "arrived", "end_on_cancel", "offset", "recording", "task", "timings")
+    __slots__ = ("_source", "answer", "arrived", "end_on_cancel", "recording", "task", "timings")
 
     def __init__(self, recording: Recording, answer: Answer) -> None:
         self.recording = recording
         self.answer = answer
-        self.timings: Timings | None = None
+        self.timings = Timings()
         self.arrived = 0.0
         """When the latest bytes came, by `time.perf_counter`."""
         self.end_on_cancel = End(Outcome.CANCELLED)
         self.task: asyncio.Task[None] | None = None
-        self.offset = 0
         self._source: Source | None = None
 
     def cancel(self, end: End | None = None) -> None:
@@ -47,7 +46,6 @@ class Live:
     def begin(self, source: Source) -> None:
         """The head is here."""
         self._source = source
-        self.timings = source.timings
         self.answer.begin(source.head)
         self.recording.commit(source.head)
 
@@ -57,7 +55,7 @@ class Live:
         assert source is not None
         self.arrived = source.arrived
         ends = self.answer.feed(chunk, source.arrived)
-        if ends:
+        if ends and recording.retained:
             recording.events.extend(ends)
         recording.append(chunk)
         if recording.backlog > HIGH:
@@ -80,7 +78,7 @@ async def pump(upstream: Upstream, call: Call, live: Live) -> None:
     recording, answer = live.recording, live.answer
     source = None
     try:
-        source = await upstream.open(call)
+        source = await upstream.open(call, live.timings)
         live.begin(source)
         await source.deliver(live.take)
         whole = answer.close(source.arrived)
@@ -89,7 +87,12 @@ async def pump(upstream: Upstream, call: Call, live: Live) -> None:
         )
     except (UpstreamError, RefusedError) as error:
         recording.finish(
-            policy.end_of_fault(error.fault, over=answer.over, declared_error=answer.facts.error)
+            policy.end_of_fault(
+                error.fault,
+                begun=recording.head is not None,
+                over=answer.over,
+                declared_error=answer.facts.error,
+            )
         )
     except asyncio.CancelledError:
         recording.finish(live.end_on_cancel)

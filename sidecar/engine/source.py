@@ -37,7 +37,6 @@ class Source(Protocol):
     """An answer being received."""
 
     head: Head
-    timings: Timings
     arrived: float
     """When the latest bytes came, by `time.perf_counter`."""
 
@@ -60,5 +59,8 @@ class Source(Protocol):
 class Upstream(Protocol):
     """Makes calls."""
 
-    async def open(self, call: Call) -> Source:
-        """Send the request and wait for the head. Raises UpstreamError. Cancelling aborts the call."""
+    async def open(self, call: Call, timings: Timings) -> Source:
+        """Send the request and wait for the head, noting in `timings` how far it got.
+
+        Raises UpstreamError. Cancelling aborts the call.
+        """

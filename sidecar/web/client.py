@@ -25,8 +25,7 @@ from sidecar.web.exchange import Exchange
 IDLE = 30.0
 """Seconds an unused connection is kept: less than servers and load balancers usually keep theirs."""
 IDLE_PER_ORIGIN = 256
-_BRIEF = 0.25
-"""Seconds after which an idle connection is worth a look before it is used again."""
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Connection(asyncio.Protocol):
@@ -100,8 +99,6 @@ class Connection(asyncio.Protocol):
         """
         if self.transport is None or self.transport.is_closing():
             return False
-        if time.perf_counter() - self.idle_since < _BRIEF:
-            return True
         return self._poll is None or not self._poll.poll(0)
 
     def abort(self) -> None:
@@ -125,24 +122,41 @@ class Client:
         self._closed = False
         self._loop = asyncio.get_running_loop()
 
-    async def open(self, call: Call) -> Exchange:
+    async def open(self, call: Call, timings: Timings) -> Exchange:
         """See `engine.source.Upstream`."""
-        started = time.perf_counter()
-        connection = self._take(call.origin) or await self._connect(call.origin)
-        connected = time.perf_counter()
-        exchange = Exchange(call, connection, self._loop, self._timeouts, self._limits.headers, self._release)
-        connection.exchange = exchange
-        self._running.add(exchange)
-        if self._clock is None:
-            self._clock = self._loop.call_later(self._period, self._tick)
-        try:
-            exchange.send()
-            await exchange.until_head()
-        except BaseException:
-            exchange.close()
-            raise
-        exchange.timings = Timings(started, connected, exchange.sent_at, exchange.head_at)
-        return exchange
+        timings.started = time.perf_counter()
+        connection = self._take(call.origin)
+        reused = connection is not None
+        while True:
+            if connection is None:
+                connection = await self._connect(call.origin)
+            timings.connected = time.perf_counter()
+            exchange = Exchange(
+                call, connection, self._loop, self._timeouts, self._limits.headers, self._release
+            )
+            connection.exchange = exchange
+            self._running.add(exchange)
+            if self._clock is None:
+                self._clock = self._loop.call_later(self._period, self._tick)
+            try:
+                exchange.send()
+                timings.sent = exchange.sent_at
+                await exchange.until_head()
+            except UpstreamError as error:
+                exchange.close()
+                closed = error.fault.kind == "upstream_closed" and not exchange.arrived
+                if not (reused and closed and call.method in _SAFE and call.more is None):
+                    raise
+                # The upstream closed an idle connection while the request was on its way. A method that
+                # changes nothing may be sent again (RFC 9110, 9.2.2); a POST may have been worked on.
+                timings.retries += 1
+                connection, reused = None, False
+            except BaseException:
+                exchange.close()
+                raise
+            else:
+                timings.head = exchange.head_at
+                return exchange
 
     def close(self) -> None:
         """Close what is idle; from now on nothing is kept."""
@@ -220,10 +234,19 @@ class Client:
             raise UpstreamError("upstream_unreachable", f"{where}: not a host name") from None
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", None) or error.reason or "handshake failed"
+            if reason == "WRONG_VERSION_NUMBER":
+                reason = "it speaks no TLS there; http:// instead of https://?"
             raise UpstreamError("upstream_unreachable", f"{where}: TLS: {reason}") from None
+        except RuntimeError as error:
+            # The loop's word for a socket that was closed under it.
+            raise UpstreamError("upstream_unreachable", f"{where}: {error}") from None
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 raise UpstreamError("overloaded", "no file descriptor is free; raise LimitNOFILE") from None
+            if isinstance(error, ConnectionRefusedError):
+                raise UpstreamError(
+                    "upstream_unreachable", f"{where}: connection refused; is it running?"
+                ) from None
             reason = error.strerror or str(error) or type(error).__name__
             raise UpstreamError("upstream_unreachable", f"{where}: {reason}") from None
         return connection

@@ -16,7 +16,7 @@ import httptools
 from sidecar.config import Timeouts
 from sidecar.core.errors import RefusedError, UpstreamError
 from sidecar.core.headers import index, render
-from sidecar.core.types import Head, Timings
+from sidecar.core.types import Head
 from sidecar.engine.source import Call
 from sidecar.web.upload import Upload
 
@@ -40,11 +40,11 @@ class Exchange:
         limit: int,
         release: Callable[..., None],
     ) -> None:
-        self.timings: Timings
         self.head: Head
         self.sent_at = 0.0
         self.head_at = 0.0
         self.arrived = 0.0
+        """When the latest bytes came; 0 while not one has."""
         self._call = call
         self._connection: Connection | None = connection
         self._timeouts = timeouts
@@ -162,10 +162,8 @@ class Exchange:
             # Raised by our own callbacks: a verdict on the head, or a mistake of ours, which must show.
             self._fail(self._fault or error.__context__ or error)
         except httptools.HttpParserError as error:
-            if self._done:
-                self._excess = True
-            else:
-                self._fail(UpstreamError("upstream_protocol", str(error)))
+            self._excess = True
+            self._fail(UpstreamError("upstream_protocol", str(error)))
         if self._done:
             # llhttp skips line ends after a message; what is not part of one must not be there at all.
             self._excess = self._excess or not data.endswith(self._last)
@@ -256,8 +254,11 @@ class Exchange:
     # Ends.
 
     def _finished(self) -> None:
-        uploading = self._upload is not None and self._upload.running
-        self._let_go(reusable=self._framed and not self._excess and not uploading)
+        transport = self._connection.transport if self._connection is not None else None
+        # What is left of this request would be taken for the beginning of the next one.
+        sent = self._upload is None or self._upload.whole
+        sent = sent and transport is not None and not transport.get_write_buffer_size()
+        self._let_go(reusable=self._framed and not self._excess and sent)
         self._wake()
 
     def _fail(self, fault: BaseException) -> None:
@@ -277,21 +278,23 @@ class Exchange:
         self._parser = None
         connection, self._connection = self._connection, None
         if connection is not None:
+            reusable = reusable and connection.transport is not None
             if self._paused and reusable and connection.transport is not None:
                 connection.transport.resume_reading()
-            self._release(connection, reusable=reusable and connection.transport is not None)
+            self._release(connection, reusable=reusable)
 
     def check(self, now: float) -> None:
         """Whether the time is up; asked by the client's clock now and then, not timed per chunk."""
-        if self._paused:
-            return
+        upload = self._upload
+        if self._paused or (upload is not None and upload.running and not upload.blocked):
+            return  # it is the client that is slow, and it has a clock of its own
         # The head has to be whole in time; a head that drips gets no more time than one that does not come.
-        asked = self._upload.at if self._upload is not None else self.sent_at
-        begun = self.arrived if self._has_head else asked
+        begun = self.arrived if self._has_head else self.sent_at
+        if upload is not None:
+            begun = max(begun, upload.at)
         allowed = self._timeouts.stall if self._has_head else self._timeouts.head
         if now - begun < allowed:
             return
-        if self._has_head:
-            self._fail(UpstreamError("upstream_stalled", f"nothing came for {allowed:g} s"))
-        else:
-            self._fail(UpstreamError("upstream_timeout", f"no answer within {allowed:g} s"))
+        late = "no answer within {:g} s (timeouts.head)", "nothing came for {:g} s (timeouts.stall)"
+        kind = "upstream_stalled" if self._has_head else "upstream_timeout"
+        self._fail(UpstreamError(kind, late[self._has_head].format(allowed)))

@@ -6,8 +6,10 @@ refused here, before any byte of it reaches an upstream.
 
 import re
 
+import msgspec
+
 from sidecar.core.dialects import Dialect
-from sidecar.core.dialects.base import loads
+from sidecar.core.dialects.base import read_ask
 from sidecar.core.errors import RefusedError
 from sidecar.core.headers import index, request_fields, tokens
 from sidecar.core.types import Intent, Request
@@ -17,7 +19,7 @@ from sidecar.web.incoming import Incoming
 from sidecar.web.routes import Route
 
 _TARGET = re.compile(rb"/[^\x00-\x20\x7f]*")
-_SURPRISES = (ValueError, TypeError, AttributeError, RecursionError)
+_SURPRISES = (ValueError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError)
 
 
 def read_head(raw: Incoming) -> Request:
@@ -65,7 +67,7 @@ def intent(dialect: Dialect | None, request: Request, body: Body) -> Intent:
     if dialect is None:
         return Intent()
     try:
-        parsed = loads(body.kept) if body.more is None else {}
+        parsed = read_ask(body.kept) if body.more is None else {}
         return dialect.intent(request.path, parsed)
     except _SURPRISES:
         return dialect.intent(request.path, {})

@@ -35,13 +35,22 @@ Log = Callable[[dict[str, object]], None]
 class Proxy:
     """Serves requests. One per process."""
 
-    def __init__(self, config: Config, routes: Routes, hub: Hub, secret: bytes, log: Log) -> None:
-        """`log` gets the fields of one latency line per request."""
+    def __init__(
+        self,
+        config: Config,
+        routes: Routes,
+        hub: Hub,
+        secret: bytes,
+        log: Log,
+        on_fault: Callable[[BaseException], None],
+    ) -> None:
+        """`log` gets the fields of one latency line per request, `on_fault` mistakes of our own."""
         self._config = config
         self._routes = routes
         self._hub = hub
         self._secret = secret
         self._log = log
+        self._on_fault = on_fault
         self.draining = False
         self.active = 0
         """Requests being served."""
@@ -107,19 +116,21 @@ class Proxy:
         trace.path = request.path[:1024] if request.path.startswith("/") else ""
         if self.draining:
             reply.keep_alive = False
-        if request.path.startswith(RESERVED):
-            job.logged = True
-            self._own_path(reply, request)
-            return
         job.dialect = dialect = recognise(request.method, request.path)
-        intake.check(request, config.limits.headers)
-        self._admit()
         trace.trace_id = trace_id(request.fields.get(b"traceparent"))
         trace.tenant = tenant(self._secret, request)
         trace.feature = _name(request.fields.get(b"slipstream-feature"))
+        intake.check(request, config.limits.headers)
+        if b"upgrade" in request.fields:
+            # Ignored, but aiohttp's parser loses what is pipelined behind such a request.
+            reply.keep_alive = False
+        if request.path.startswith(RESERVED):
+            self._own_path(job, request)
+            return
+        self._admit()
         route = self._routes.match(request)
         if route is None:
-            detail = "give one with --upstream or [[upstreams]]"
+            detail = f"{trace.path[:200]}: is /v1 missing in the base URL? Else configure --upstream"
             raise RefusedError("no_upstream", detail, close=False)
         trace.upstream = route.name
         if dialect is not None:
@@ -154,7 +165,7 @@ class Proxy:
         if self.active > most:
             raise RefusedError("overloaded", f"{most} requests are being served", close=False)
 
-    def _own_path(self, reply: Reply, request: Request) -> None:
+    def _own_path(self, job: "Job", request: Request) -> None:
         if request.path != RESERVED + "healthz" or request.method not in (
             "GET",
             "HEAD",
@@ -169,7 +180,8 @@ class Proxy:
             (b"Content-Length", b"%d" % len(body)),
             (b"Cache-Control", b"no-store"),
         ]
-        reply.start(code, phrase, fields, sized=True, body=body)
+        job.reply.start(code, phrase, fields, sized=True, body=body)
+        job.logged = True  # health checks would drown the rest
 
     def _refuse(self, job: "Job", fault: Fault) -> None:
         trace, reply = job.trace, job.reply
@@ -189,12 +201,17 @@ class Proxy:
             return
         job.logged = True
         now = time.perf_counter()
-        live = job.live
-        if live is not None:
-            job.trace.timings = live.timings
-            if live.answer.dialect is not None and not live.answer.streaming:
-                live.answer.read_whole(live.recording.whole() or b"")
-        self._log(record(job.trace, _heard(live, job.reply.bytes), now))
+        trace, live = job.trace, job.live
+        try:
+            if live is not None:
+                trace.timings = live.timings
+                if live.answer.dialect is not None and not live.answer.streaming:
+                    live.answer.read_whole(live.recording.whole() or b"")
+                if live.answer.facts.error and trace.status == 200 and trace.outcome is Outcome.COMPLETE:
+                    trace.outcome = Outcome.UPSTREAM_ERROR
+            self._log(record(trace, _heard(live, job.reply.bytes), now))
+        except Exception as error:  # noqa: BLE001 - reason: the answer is out; its line must not disturb it
+            self._on_fault(error)
 
 
 class Job:
@@ -222,6 +239,7 @@ def _heard(live: Live | None, sent: int) -> Heard:
         cached_input_tokens=facts.cached_input_tokens,
         reasoning_tokens=facts.reasoning_tokens,
         events=answer.events,
+        deltas=answer.deltas,
         bytes=sent,
         first_at=answer.first_at,
         first_kind=answer.first_kind,

@@ -25,7 +25,7 @@ _ERROR_BODY = 64 * 1024
 class Render:
     """The way of one answer to one client."""
 
-    __slots__ = ("_dialect", "_interval", "_live", "_reader", "_reply", "_trace")
+    __slots__ = ("_dialect", "_interval", "_live", "_reader", "_ready_at", "_reply", "_trace")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Render:
         self._reader = reader
         self._dialect = dialect
         self._interval = interval
+        self._ready_at = 0.0
 
     async def run(self, early: float) -> None:
         """Serve the answer to its end. `early`: seconds to wait for the head before a 200 is committed.
@@ -71,11 +72,12 @@ class Render:
     async def _body(self) -> None:
         live, reader, reply = self._live, self._reader, self._reply
         answer = live.answer
-        if answer.framed and reply.insertable:
-            reader.every(self._interval)
+        # Also ends the clock of an early commit: nothing is written into a body of a declared length.
+        reader.every(self._interval if answer.framed and reply.insertable else 0)
         while (pause := await reader.flow(self._forward)) != "end":
             if pause == "behind":
                 await reply.drained()
+                self._ready_at = time.perf_counter()
             else:
                 self._keepalive(answer.keepalive if answer.at_boundary else None)
         end = live.recording.end
@@ -89,7 +91,8 @@ class Render:
         reply.write(data)
         if behind or reply.behind:
             return True
-        delay = time.perf_counter() - self._live.arrived
+        # A slow client's time is its own: what waited for it counts from when it was ready again.
+        delay = time.perf_counter() - max(self._live.arrived, self._ready_at)
         trace.delay = max(trace.delay, delay)
         return False
 
@@ -128,7 +131,7 @@ class Render:
             reply.finish()
 
     def _keepalive(self, frame: bytes | None) -> None:
-        if frame and not self._reply.behind:
+        if frame and self._reply.insertable and not self._reply.behind:
             self._reply.write(frame)
             self._trace.keepalives += 1
 
@@ -139,7 +142,9 @@ class Render:
         if end.fault is None:
             raise ClientGoneError("the call was given up")
         if not self._reply.started:
-            raise RefusedError(end.fault.kind, end.fault.detail, close=False)
+            # A body that broke off leaves the connection out of step.
+            client = end.fault.kind in ("bad_request", "request_timeout")
+            raise RefusedError(end.fault.kind, end.fault.detail, close=client)
         self._trace.outcome = end.outcome
         self._break_off(end.fault, status_of(end.fault), None)
 
@@ -165,7 +170,7 @@ class Render:
         while len(body) < _ERROR_BODY and (data := await self._reader.read()):
             body += data
         upstream = None
-        if self._live.answer.identity:
+        if head.status >= 400 and self._live.answer.identity:
             try:
                 given = orjson.loads(bytes(body))
                 upstream = orjson.dumps(given) if isinstance(given, dict) else None
@@ -173,7 +178,9 @@ class Render:
                 upstream = None
         self._trace.outcome = Outcome.UPSTREAM_ERROR
         self._trace.status = head.status
-        self._break_off(Fault("upstream_refused", f"status {head.status}"), head.status, upstream)
+        self._break_off(
+            Fault("upstream_refused", f"status {head.status}, and no stream"), head.status, upstream
+        )
 
     def _break_off(self, fault: Fault, status: int, upstream: bytes | None) -> None:
         assert self._dialect is not None

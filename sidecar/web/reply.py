@@ -121,7 +121,7 @@ class Reply:
         """The body is whole."""
         if self._chunked:
             self._transport.write(b"0\r\n\r\n")
-        if not self.keep_alive and self.behind:
+        if not self.keep_alive and self._transport.get_write_buffer_size():
             # aiohttp closes after this, but would wait for ever for a client that reads no more.
             asyncio.get_running_loop().call_later(self._timeout, self._transport.abort)
 
@@ -129,8 +129,8 @@ class Reply:
         """End the connection so that no client can take the body for whole.
 
         What was written is still delivered; a missing last chunk or a short length does the telling.
-        Where the end of the connection is the end of the body, only a reset can tell. `reset`: at
-        once, for a client that takes nothing any more.
+        Where the end of the connection is the end of the body (HTTP/1.0), only a reset can tell, and it
+        may cost a slow client the last bytes. `reset`: at once, for a client that takes nothing any more.
         """
         self.keep_alive = False
         transport = self._raw.transport

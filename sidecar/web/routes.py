@@ -10,21 +10,20 @@ from sidecar.core.dialects import Dialect
 from sidecar.core.types import Request
 from sidecar.engine.source import Origin
 
+_GEMINI_VERBS = [
+    f"/v1/models/*:{verb}" for verb in ("*Content", "batchEmbedContents", "countTokens", "predict")
+]
+
 PROVIDERS = [
     UpstreamTable("anthropic", "https://api.anthropic.com", ["/v1/messages", "/v1/complete"]),
     # The SDKs share paths such as /v1/models and /v1/files. Only the header tells whose they are, and
     # a guess would hand one provider's key to another.
     UpstreamTable("anthropic", "https://api.anthropic.com", ["/v1"], header="anthropic-version"),
+    UpstreamTable("anthropic", "https://api.anthropic.com", ["/v1"], header="x-api-key"),
     UpstreamTable(
         "gemini",
         "https://generativelanguage.googleapis.com",
-        [
-            "/v1beta",
-            "/v1alpha",
-            "/upload/v1beta",
-            "/v1/models/*:*Content",
-            "/v1/models/*:countTokens",
-        ],
+        ["/v1beta", "/v1alpha", "/upload/v1beta", "/v1/tunedModels", *_GEMINI_VERBS],
     ),
     UpstreamTable(
         "gemini",
@@ -80,6 +79,10 @@ class Routes:
         made = [_route(table, prefix) for table in tables for prefix in table.paths]
         self._routes = sorted(made, key=lambda route: route.weight, reverse=True)
         self.tables = tables
+
+    def takes(self, path: str) -> bool:
+        """Whether any request to this path has somewhere to go."""
+        return any(route.pattern.match(path) and route.header is None for route in self._routes)
 
     def match(self, request: Request) -> Route | None:
         """The most specific route, or None."""

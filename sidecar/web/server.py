@@ -21,6 +21,11 @@ from sidecar.web.reply import Sent, close_within
 KEEP_ALIVE = 75.0
 """Seconds an idle client connection is kept."""
 
+LINGERING = 32
+"""Refused connections that may wait for their client to read why."""
+LINGER = 2.0
+"""Seconds for which bytes that nobody reads are still taken, so that an answer is not lost to a reset."""
+
 Handler = Callable[[Incoming], Awaitable[Sent]]
 Refuse = Callable[[Incoming, RefusedError], Sent]
 
@@ -31,8 +36,10 @@ class Protocol(web.RequestHandler):
     __slots__ = (
         "_between",
         "_body_bytes",
+        "_counted",
         "_header_bytes",
         "_header_timer",
+        "_rejected",
         "_seen",
         "_server",
         "incoming",
@@ -45,6 +52,9 @@ class Protocol(web.RequestHandler):
         self._seen = 0
         self._header_bytes = 0
         self._header_timer: asyncio.TimerHandle | None = None
+        self._rejected = False
+        self._counted = False
+        """Whether it takes one of the places that `limits.connections` gives."""
         self._body_bytes = 0
         self._between = 0
         """Bytes since the latest bytes of a body that were none."""
@@ -60,31 +70,57 @@ class Protocol(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if self._server.full:
-            self._server.refuse_connection(cast("asyncio.Transport", transport))
-            self.force_close()
+        if self._server.serving < self._server.most:
+            self._server.serving += 1
+            self._counted = True
+        else:
+            self._reject("overloaded", f"{self._server.most} connections are open")
             return
         # A connection that opens and says nothing is as slow as one that drips.
         self._header_timer = self._loop.call_later(self._server.timeouts.client, self._too_slow)
 
     def data_received(self, data: bytes) -> None:
+        if self._rejected:
+            return
         self.tail = data[-7:] if len(data) >= 7 else (self.tail + data)[-7:]
+        in_body = self._in_body
         super().data_received(data)
         if self._request_count != self._seen:
             self._seen = self._request_count
             self._heads_done()
             if not isinstance(self._messages[-1][0], RawRequestMessage):
                 self._break_bodies()
-        elif data and self._waiter is not None and not self._waiter.done():
-            # Nobody is served, and no head is complete: these bytes are part of one.
-            self._header_bytes += len(data)
-            if self._header_timer is None:
-                self._header_timer = self._loop.call_later(self._server.timeouts.client, self._too_slow)
-            if self._header_bytes > self._server.limits.headers:
-                self._reject(
-                    "headers_too_large",
-                    f"they exceed {self._server.limits.headers} bytes",
-                )
+        elif in_body:
+            self._count_body(len(data))
+        elif data:
+            self._count_head(len(data))
+
+    @property
+    def _in_body(self) -> bool:
+        """Whether what comes next belongs to a body."""
+        if self._messages:
+            return not self._messages[-1][1].is_eof()
+        return self.incoming is not None and not self.incoming.content.is_eof()
+
+    def _count_body(self, came: int) -> None:
+        """Bound what is no body in it: the parser keeps extensions and trailers of a chunked one."""
+        body_bytes = self.incoming.content.total_bytes if self.incoming is not None else 0
+        self._between += came
+        if body_bytes != self._body_bytes:
+            self._body_bytes, self._between = body_bytes, 0
+        elif (
+            self._between > self._server.limits.headers and self.transport is not None and not self._messages
+        ):
+            self._break_bodies()
+            self.transport.close()
+
+    def _count_head(self, came: int) -> None:
+        """These bytes are part of a head that is not complete."""
+        self._header_bytes += came
+        if self._header_timer is None:
+            self._header_timer = self._loop.call_later(self._server.timeouts.client, self._too_slow)
+        if self._header_bytes > self._server.limits.headers:
+            self._reject("headers_too_large", f"they exceed {self._server.limits.headers} bytes")
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
         """aiohttp calls this for every body read, and then parses nothing again; most of the time nothing
@@ -93,13 +129,21 @@ class Protocol(web.RequestHandler):
             super().resume_reading(resume_parser)
 
     def force_close(self) -> None:
-        transport = self.transport
+        if self.transport is not None:
+            close_within(self.transport, self._server.timeouts.client)
         super().force_close()
-        if transport is not None:
-            close_within(transport, self._server.timeouts.client)
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """aiohttp would write a traceback past the log, for bodies that broke off as well."""
+        error = kwargs.get("exc_info")
+        if isinstance(error, BaseException) and not isinstance(error, web.RequestPayloadError):
+            self._server.on_fault(error)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._heads_done()
+        if self._counted:
+            self._counted = False
+            self._server.serving -= 1
         super().connection_lost(exc)
 
     def handle_error(
@@ -119,16 +163,6 @@ class Protocol(web.RequestHandler):
             if exc is not None:
                 self._server.on_fault(exc)
         return cast("web.StreamResponse", self._server.refuse(cast("Incoming", request), error))
-
-    def _watch_framing(self, came: int, body_bytes: int) -> None:
-        """Bound what is no body: extensions and trailers of a chunked one are kept by the parser."""
-        if body_bytes != self._body_bytes:
-            self._body_bytes, self._between = body_bytes, 0
-            return
-        self._between += came
-        if self._between > self._server.limits.headers and self.transport is not None:
-            self._break_bodies()
-            self.transport.close()
 
     def _break_bodies(self) -> None:
         """What came is not valid HTTP: a body that is still being read will never be whole.
@@ -158,8 +192,19 @@ class Protocol(web.RequestHandler):
         """Answer while no handler runs: there is no request to speak of."""
         self._heads_done()
         transport = self.transport
-        if transport is not None:
-            self._server.reject(transport, RefusedError(kind, detail))
+        if transport is None:
+            return
+        if self.incoming is not None and self._waiter is None:
+            self.close()  # an answer is on its way; nothing more is read, and it ends with the connection
+            return
+        self._rejected = True
+        self._server.reject(transport, RefusedError(kind, detail))
+        if transport.can_write_eof() and len(self._server.connections) < self._server.most + LINGERING:
+            # Closing with bytes still coming is a reset, which can take the answer back. What comes is
+            # dropped until the client closes too, but not for long.
+            transport.write_eof()
+            self._loop.call_later(LINGER, transport.abort)
+        else:
             transport.close()
 
 
@@ -188,24 +233,16 @@ class Server(web.Server):
             max_line_size=limits.headers,
             max_field_size=limits.headers,
             max_headers=256,
-            lingering_time=2.0,
+            lingering_time=LINGER,
         )
         self.refuse = refuse
         self.reject = reject
         self.on_fault = on_fault
         self.timeouts = timeouts
         self.limits = limits
-        self._most = most
+        self.most = most
+        self.serving = 0
+        """Connections that were not refused."""
 
     def __call__(self) -> Protocol:
         return Protocol(self, loop=self._loop, **self._kwargs)
-
-    @property
-    def full(self) -> bool:
-        """More connections than there is room for, the one being made included."""
-        return len(self._connections) > self._most
-
-    def refuse_connection(self, transport: asyncio.Transport) -> None:
-        """Say why, and close."""
-        self.reject(transport, RefusedError("overloaded", f"{self._most} connections are open"))
-        transport.close()

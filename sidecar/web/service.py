@@ -10,7 +10,7 @@ from typing import Self
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.config import Config
-from sidecar.core.types import End, Fault, Outcome
+from sidecar.core.types import Fault
 from sidecar.engine.hub import Hub
 from sidecar.web.client import Client
 from sidecar.web.proxy import Log, Proxy
@@ -40,7 +40,7 @@ class Service:
         self._log = log
         self._client = Client(config.timeouts, config.limits, tls)
         self._hub = Hub(self._client, self._on_fault)
-        self._proxy = Proxy(config, Routes(config), self._hub, secret, lines)
+        self._proxy = Proxy(config, Routes(config), self._hub, secret, lines, self._on_fault)
         self._listener: asyncio.Server | None = None
         self._server: Server | None = None
         self.url = ""
@@ -89,7 +89,7 @@ class Service:
         if not clean:
             fault = Fault("draining", "the sidecar was stopped before the answer was complete")
             left = len(self._hub)
-            self._hub.stop(End(Outcome.TRUNCATED, fault))
+            self._hub.stop(fault)
             self._log.warning(
                 "stopped_unfinished",
                 requests=left,

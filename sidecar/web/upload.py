@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Upload:
     """Writes what `call.more` yields. The connection must outlive it: `stop` comes first."""
 
-    __slots__ = ("_call", "_connection", "_failed", "_task", "at")
+    __slots__ = ("_call", "_connection", "_failed", "_task", "at", "blocked", "whole")
 
     def __init__(
         self,
@@ -29,6 +29,10 @@ class Upload:
         self._failed = failed
         self.at = time.perf_counter()
         """When the latest bytes were written."""
+        self.blocked = False
+        """It waits for the upstream, not for the client."""
+        self.whole = False
+        """All of the body has been written."""
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(self._ended)
 
@@ -48,10 +52,14 @@ class Upload:
             if connection.transport is None:
                 return
             connection.transport.write(b"%x\r\n%b\r\n" % (len(part), part) if call.chunked else part)
+            self.blocked = True
             await connection.drained()
+            self.blocked = False
             self.at = time.perf_counter()
         if call.chunked and connection.transport is not None:
             connection.transport.write(b"0\r\n\r\n")
+        self.at = time.perf_counter()
+        self.whole = True
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         error = None if task.cancelled() else task.exception()

@@ -176,7 +176,7 @@ REFUSALS = [
     ("", {"SLIPSTREAM_SERVER__PROT": "1"}, [], ["SLIPSTREAM_SERVER__PROT", "SLIPSTREAM_SERVER__PORT"]),
     ("", {}, ["--port", "x"], ["server.port = 'x'", "--port"]),
     ("", {}, ["--workers", "0"], ["server.workers = '0'", "--workers"]),
-    ("", {}, ["--upstream", "api.openai.com"], ["server.upstream", "'api.openai.com'", "https://"]),
+    ("", {}, ["--upstream", "api.openai.com"], ["server.upstream", "https://"]),
     ("", {}, ["--upstream", "ftp://host"], ["server.upstream", "ftp://host", "https://"]),
     ("", {}, ["--upstream", "http://host:port"], ["server.upstream", "https://"]),
     ("", {}, ["--upstream", "http://host:0"], ["server.upstream", "https://"]),
@@ -203,11 +203,16 @@ REFUSALS = [
     ("[[upstreams]]\nname = 'a'\nurl = 'http://a'\n" * 2, {}, [], ["upstreams[1].name", "'a'"]),
     ("[[upstreams]]\nname = 'a'\nurl = 'a'", {}, [], ["upstreams[0].url", "https://"]),
     (
-        "[[upstreams]]\nname = 'a'\nurl = 'http://a'",
+        "[server]\nupstream = 'http://b'\n[[upstreams]]\nname = 'a'\nurl = 'http://a'",
         {},
-        ["--upstream", "http://b"],
+        [],
         ["server.upstream", "[[upstreams]]"],
     ),
+    ("", {"SLIPSTREAM_PORT": "1"}, [], ["SLIPSTREAM_PORT", "SLIPSTREAM_SERVER__PORT"]),
+    ("", {"SLIPSTREAM_UPSTREAM": "http://a"}, [], ["SLIPSTREAM_UPSTREAM", "SLIPSTREAM_SERVER__UPSTREAM"]),
+    ("", {"SLIPSTREAM_STALL": "1"}, [], ["SLIPSTREAM_STALL", "SLIPSTREAM_TIMEOUTS__STALL"]),
+    ("[limits]\nheaders = 1023", {}, [], ["limits.headers = 1023", "1024"]),
+    ("[limits]\nheaders = 0", {}, [], ["limits.headers = 0", "1024"]),
     # A line stays a line, whatever is in it.
     ('[server]\n"a\\nb" = 1', {}, [], ["unknown key"]),
     ('["a\\nb"]', {}, [], ["unknown table"]),
@@ -225,6 +230,35 @@ def test_a_refusal_is_one_line_that_names_key_value_and_remedy(cli, clean, text,
     assert err.removesuffix("\n").isprintable()
     for part in named:
         assert part in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment"),
+    [({"server.upstream": "http://b"}, {}), ({}, {"SLIPSTREAM_SERVER__UPSTREAM": "http://b"})],
+)
+def test_an_upstream_by_flag_or_variable_goes_before_the_files_tables(clean, flags, environment):
+    file = toml(clean, "[[upstreams]]\nname = 'a'\nurl = 'http://a'")
+    config = load(flags, environment, file=file).config
+    assert (config.server.upstream, config.upstreams) == ("http://b", [])
+
+
+@pytest.mark.parametrize("url", [SECRET, "api.openai.com"])
+@pytest.mark.parametrize("key", ["server.upstream", "upstreams[0].url"])
+def test_what_is_no_url_at_all_is_not_repeated(cli, clean, key, url):
+    """A key that was put in the wrong place, say."""
+    text = (
+        f"[server]\nupstream = '{url}'"
+        if key == "server.upstream"
+        else f"[[upstreams]]\nname = 'a'\nurl = '{url}'"
+    )
+    code, out, err = cli("config", "validate", "--config", str(toml(clean, text)))
+    assert (code, out) == (2, "")
+    assert err.startswith(f"slipstream: {key}")
+    assert url not in err.replace("such as https://api.openai.com", "")
+
+
+def test_the_least_size_of_headers_is_accepted():
+    assert load({"limits.headers": 1024}, {}).config.limits.headers == 1024
 
 
 def test_a_file_that_is_no_text(cli, clean):

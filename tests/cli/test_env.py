@@ -23,8 +23,6 @@ def lines(url, openai):
         (["--host", "sidecar.internal"], "http://sidecar.internal:8400", "http://sidecar.internal:8400/v1"),
         (["--upstream", "https://api.openai.com"], "http://127.0.0.1:8400", "http://127.0.0.1:8400/v1"),
         (["--upstream", "https://host/"], "http://127.0.0.1:8400", "http://127.0.0.1:8400/v1"),
-        # The `/v1` is in the upstream's URL already.
-        (["--upstream", "https://host/v1"], "http://127.0.0.1:8400", "http://127.0.0.1:8400"),
     ],
 )
 def test_export_lines(cli, arguments, url, openai):
@@ -33,6 +31,45 @@ def test_export_lines(cli, arguments, url, openai):
     words = [shlex.split(line) for line in out.splitlines()]
     assert all(line.startswith("export ") for line in out.splitlines())
     assert dict(word.split("=", 1) for _, word in words) == lines(url, openai)
+
+
+def tables(*made):
+    return "".join(
+        f"[[upstreams]]\nname = 'u{number}'\nurl = 'http://u{number}'\n{keys}\n"
+        for number, keys in enumerate(made)
+    )
+
+
+HERE = "http://127.0.0.1:8400"
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "expected"),
+    [
+        # The `/v1` is in the upstream's URL already; only OpenAI's clients bring none.
+        ("", ["--upstream", "https://host/v1"], {"OPENAI_BASE_URL": HERE}),
+        ("", ["--upstream", "https://host/v1/"], {"OPENAI_BASE_URL": HERE}),
+        (tables(""), [], lines(HERE, HERE + "/v1")),
+        (tables("paths = ['/v1/messages']"), [], {"ANTHROPIC_BASE_URL": HERE}),
+        (
+            tables("paths = ['/v1beta']", "paths = ['/api']"),
+            [],
+            {"GOOGLE_GEMINI_BASE_URL": HERE, "OLLAMA_HOST": HERE},
+        ),
+        # Without the header nothing takes it, and SDKs that send it are not what a variable can tell.
+        (tables("paths = ['/v1']\nheader = 'x-mine'"), [], {}),
+        (tables("paths = ['/groq']\nstrip = true"), [], {"OPENAI_BASE_URL": HERE + "/groq/v1"}),
+        (tables("paths = ['/groq/']\nstrip = true"), [], {"OPENAI_BASE_URL": HERE + "/groq/v1"}),
+        (tables("paths = ['/groq']\nstrip = true", ""), [], lines(HERE, HERE + "/v1")),
+        (tables("paths = ['/groq']"), [], {}),
+    ],
+)
+def test_only_variables_whose_paths_some_upstream_takes(cli, clean, text, arguments, expected):
+    (clean / "x.toml").write_text(text)
+    code, out, err = cli("env", "--config", "x.toml", *arguments)
+    assert (code, err) == (0, "")
+    words = [shlex.split(line) for line in out.splitlines()]
+    assert dict(word.split("=", 1) for _, word in words) == expected
 
 
 def test_the_environment_counts(cli):

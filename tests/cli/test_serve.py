@@ -42,24 +42,57 @@ def events(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize(("path", "openai"), [("", "/v1"), ("/v1", "")])
-def test_the_banner_has_the_export_lines(path, openai):
+@pytest.mark.parametrize(
+    ("path", "variables"),
+    [
+        (
+            "",
+            {
+                "OPENAI_BASE_URL": "/v1",
+                "ANTHROPIC_BASE_URL": "",
+                "GOOGLE_GEMINI_BASE_URL": "",
+                "OLLAMA_HOST": "",
+            },
+        ),
+        ("/v1", {"OPENAI_BASE_URL": ""}),
+    ],
+)
+def test_the_banner_has_the_export_lines(path, variables):
     with process(*SERVE[:-1], UPSTREAM + path, "--log-format", "console") as running:
-        shown = []
-        while not (shown and "OLLAMA_HOST" in shown[-1]):
-            shown.append(running.stderr.readline().rstrip("\n"))
+        shown = banner(running)
         url = next(line for line in shown if "listens on" in line).split()[-1]
         assert [line.strip() for line in shown if "export" in line] == [
-            f"export OPENAI_BASE_URL={url}{openai}",
-            f"export ANTHROPIC_BASE_URL={url}",
-            f"export GOOGLE_GEMINI_BASE_URL={url}",
-            f"export OLLAMA_HOST={url}",
+            f"export {name}={url}{ending}" for name, ending in variables.items()
         ]
+        assert not any("Anyone who reaches" in line for line in shown)
         assert any(UPSTREAM + path in line for line in shown)
         assert get(url, "/_slipstream/healthz") == 200
         running.send_signal(signal.SIGTERM)
         out, _ = running.communicate()
         assert (running.returncode, out) == (0, "")
+
+
+def banner(running):
+    """The lines of the banner, to the last."""
+    shown = []
+    while not (shown and "Ctrl-C" in shown[-1]):
+        line = running.stderr.readline()
+        assert line, shown
+        shown.append(line.rstrip("\n"))
+    return shown
+
+
+def test_an_open_port_is_warned_of_and_shown_as_an_address_to_call():
+    with process(*SERVE, "--host", "0.0.0.0", "--log-format", "console") as running:
+        shown = banner(running)
+        url = next(line for line in shown if "listens on" in line).split()[-1]
+        port = url.rpartition(":")[2]
+        assert any("Anyone who reaches" in line for line in shown)
+        assert f"export OLLAMA_HOST=http://127.0.0.1:{port}" in [line.strip() for line in shown]
+        assert get(f"http://127.0.0.1:{port}", "/_slipstream/healthz") == 200
+    with serving("--host", "0.0.0.0") as (running, _):
+        line = json.loads(running.stderr.readline())
+        assert (line["event"], line["level"], line["host"]) == ("open_port", "warning", "0.0.0.0")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -93,7 +126,8 @@ def test_a_port_that_is_taken_is_one_line_and_exit_2():
         port = str(taken.getsockname()[1])
         code, out, err = finished("serve", "--port", port, "--upstream", UPSTREAM)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"server.port = {port}" in err
+    remedy = f"server.port = {port}: in use on 127.0.0.1; choose another with --port, or 0 for a free one"
+    assert err == f"slipstream: {remedy}\n"
 
 
 @pytest.mark.parametrize("content", [None, b"short"])

@@ -174,7 +174,7 @@ def test_every_split_teaches_the_same(name):
             whole,
             told(answer.facts),
             answer.events,
-            answer.bytes,
+            answer.deltas,
             answer.first_kind,
             answer.unreadable,
         )
@@ -182,7 +182,7 @@ def test_every_split_teaches_the_same(name):
         assert learnt == expected
     assert whole
     assert not answer.unreadable
-    assert answer.bytes == len(body)
+    assert answer.deltas == waited_for
     assert answer.first_kind == ("event" if name == "sse" else "content")
     answer = answer_to(target, None, head(kind=kind))
     feed(
@@ -287,7 +287,8 @@ def test_the_clock_starts_at_the_first_delta_and_gaps_are_between_deltas():
     ]
     for now, event in zip([1.0, 2.0, 3.5, 4.0, 9.0, 10.0], events, strict=True):
         answer.feed(sse(event), now)
-    assert (answer.first_at, answer.first_kind, answer.last_at, answer.events) == (2.0, "content", 4.0, 6)
+    assert (answer.first_at, answer.first_kind, answer.last_at) == (2.0, "content", 4.0)
+    assert (answer.events, answer.deltas) == (6, 2)
     assert (list(answer.gaps._kept), answer.gaps.longest) == ([2.0], 2.0)
 
 
@@ -385,13 +386,11 @@ def test_embeddings_as_an_event_stream_are_not_cut():
 def test_a_compressed_stream_is_read_event_by_event(wbits):
     answer = answer_to(CHAT, None, head(200, (b"Content-Encoding", b"gzip" if wbits == 31 else b"deflate")))
     deflate = zlib.compressobj(wbits=wbits)
-    sent = 0
     for now, event in enumerate([chat({"role": "assistant"}), chat({"content": "x"}), b"[DONE]"]):
         piece = deflate.compress(sse(event)) + deflate.flush(zlib.Z_SYNC_FLUSH)
-        sent += len(piece)
         assert answer.feed(piece, float(now)) == []  # offsets in the plain text are none in the body
         assert answer.events == now + 1
-    assert (answer.first_at, answer.first_kind, answer.bytes) == (1.0, "content", sent)
+    assert (answer.first_at, answer.first_kind, answer.deltas) == (1.0, "content", 1)
     assert answer.readable
     assert answer.close(3.0)
 
@@ -417,6 +416,7 @@ LEARNT = {"model": "m", "input_tokens": 1, "output_tokens": 2}
         (CHAT, b"", b"", {}, False),
         (CHAT, b"", b"[]", {}, False),
         (CHAT, b"", b"{half", {}, True),
+        (CHAT, b"", json.dumps({**WHOLE, "error": None}).encode(), LEARNT, False),
         (CHAT, b"", b'{"choices": 5}', {}, True),
         (CHAT, b"", b"[" * 100_000, {}, True),
         (ANY, b"", json.dumps(WHOLE).encode(), {}, False),
@@ -428,7 +428,23 @@ def test_answers_that_are_no_stream(target, encoding, body, facts, unreadable):
     assert feed(answer, body) == []
     assert answer.close(0.0)
     answer.read_whole(body)
-    assert (told(answer.facts), answer.unreadable, answer.bytes) == (facts, unreadable, len(body))
+    assert (told(answer.facts), answer.unreadable, answer.deltas) == (facts, unreadable, 0)
+
+
+@pytest.mark.parametrize(
+    ("target", "body", "error"),
+    [
+        (CHAT, {"error": {"type": "server_error", "message": "secret"}}, "server_error"),
+        (MESSAGES, {"type": "error", "error": {"type": "overloaded_error"}}, "overloaded_error"),
+        (GEMINI, {"error": {"code": 503, "message": "secret"}}, "503"),
+        (OLLAMA, {"error": "secret"}, "error"),
+    ],
+)
+def test_an_error_with_status_200_is_one_by_its_name_only(target, body, error):
+    answer = answer_to(target, {"stream": False}, head(kind=b"text/plain"))
+    answer.streaming = False
+    answer.read_whole(json.dumps(body).encode())
+    assert answer.facts.error == error
 
 
 KEYS = st.sampled_from(

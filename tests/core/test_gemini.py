@@ -80,6 +80,9 @@ def test_thoughts_alone_are_output():
         ([chunk({"text": "Hi"})], False),
         ([chunk({"text": "Hi"}), chunk(finish="SAFETY")], True),
         ([chunk(finish="STOP"), chunk()], True),
+        # What is over stays over, even when another candidate begins.
+        ([chunk(finish="STOP"), {"candidates": [{"index": 1}]}], True),
+        ([{"promptFeedback": {"blockReason": "OTHER"}}, chunk({"text": "Hi"})], True),
         ([{"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "modelVersion": "m"}], True),
         ([{"promptFeedback": {}}], False),
         ([], False),

@@ -80,7 +80,7 @@ FULL = {
     # (10 ms to the call + 5 ms to its being written) + 20 ms after the head + 3 ms for the slowest chunk
     "overhead_ms": 38.0,
     "phases": {"read_ms": 50.0, "connect_ms": 25.0, "upstream_ms": 390.0},
-    "tokens_per_second": 12.0,
+    "tokens_per_second": 11.0,
     "input_tokens": 7,
     "output_tokens": 12,
     "cached_input_tokens": 3,
@@ -106,11 +106,10 @@ def test_every_field_of_a_full_line():
         stream=True,
         status=200,
         waited=0.05,
-        timings=Timings(started=100.06, connected=100.085, sent=100.09, head=100.48),
+        timings=Timings(started=100.06, connected=100.085, sent=100.09, head=100.48, retries=1),
         head_at=100.5,
         delay=0.003,
         keepalives=4,
-        retries=1,
         outcome=Outcome.TRUNCATED,
         error="upstream_closed",
     )
@@ -121,6 +120,7 @@ def test_every_field_of_a_full_line():
         cached_input_tokens=3,
         reasoning_tokens=2,
         events=5,
+        deltas=4,
         bytes=999,
         first_at=100.7,
         first_kind="reasoning",
@@ -148,7 +148,7 @@ def test_a_request_that_was_refused_has_no_times_but_its_own():
         "outcome": "refused",
         "cache": "off",
         "total_ms": 1.0,
-        "phases": {"read_ms": 0.0},
+        "phases": {"read_ms": 0.0, "connect_ms": None, "upstream_ms": None},
         "events": 0,
         "bytes": 0,
         "keepalives": 0,
@@ -161,22 +161,61 @@ def test_a_request_that_was_refused_has_no_times_but_its_own():
     [
         # What came with the head waited for the head to be written.
         ({"first_at": 100.2, "first_kind": "content", "last_at": 100.2}, {"ttft_ms": 500.0, "tpot_ms": None}),
-        # Without usage, events stand for tokens, and no rate is claimed.
+        # Without usage, deltas stand for tokens, and no rate is claimed.
         (
-            {"first_at": 101, "first_kind": "content", "last_at": 102, "events": 5},
+            {"first_at": 101, "first_kind": "content", "last_at": 102, "events": 9, "deltas": 5},
             {"ttft_ms": 1000.0, "tpot_ms": 250.0, "tokens_per_second": None},
         ),
-        ({"output_tokens": 9}, {"ttft_ms": None, "tpot_ms": None, "tokens_per_second": None}),
-        ({"first_at": 101, "first_kind": "tool", "last_at": 102, "output_tokens": 1}, {"tpot_ms": None}),
+        # With it, they do not; the first token only marks the beginning.
         (
-            {"first_at": 101, "first_kind": "tool", "last_at": 102, "output_tokens": 0},
-            {"tokens_per_second": None},
+            {"first_at": 101, "first_kind": "tool", "last_at": 102, "output_tokens": 9, "deltas": 2},
+            {"tpot_ms": 125.0, "tokens_per_second": 8.0},
+        ),
+        ({"output_tokens": 9}, {"ttft_ms": None, "tpot_ms": None, "tokens_per_second": None}),
+        # A single delta has no duration, whatever the provider counted in it.
+        (
+            {"first_at": 101, "first_kind": "tool", "last_at": 101, "output_tokens": 9, "deltas": 1},
+            {"ttft_ms": 1000.0, "tpot_ms": None, "tokens_per_second": None},
+        ),
+        # Nor have two that came together.
+        (
+            {"first_at": 101, "first_kind": "tool", "last_at": 101, "output_tokens": 9, "deltas": 2},
+            {"tpot_ms": None, "tokens_per_second": None},
+        ),
+        (
+            {"first_at": 101, "first_kind": "tool", "last_at": 102, "output_tokens": 1, "deltas": 2},
+            {"tpot_ms": None, "tokens_per_second": None},
+        ),
+        (
+            {"first_at": 101, "first_kind": "tool", "last_at": 102, "output_tokens": 0, "deltas": 2},
+            {"tpot_ms": None, "tokens_per_second": None},
         ),
     ],
 )
 def test_times_of_tokens(heard, expected):
     line = record(trace(head_at=100.5), Heard(**heard), 103.0)
     assert {name: line[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("timings", "connect", "upstream", "overhead"),
+    [
+        (None, None, None, None),
+        (Timings(), None, None, None),
+        # A phase that was not over when the request ended has lasted until then.
+        (Timings(started=100.25), 750.0, None, None),
+        (Timings(started=100.25, connected=100.5), 250.0, None, None),
+        (Timings(started=100.25, connected=100.5, sent=100.625), 250.0, 375.0, 375.0),
+        (Timings(started=100.25, connected=100.5, sent=100.625, head=100.75), 250.0, 125.0, 375.0),
+    ],
+)
+def test_phases_say_how_far_the_call_got(timings, connect, upstream, overhead):
+    given_ = trace(timings=timings)
+    line = record(given_, Heard(), 101.0)
+    assert line["phases"] == {"read_ms": 0.0, "connect_ms": connect, "upstream_ms": upstream}
+    assert line["overhead_ms"] == overhead
+    if timings is None or not timings.head:
+        assert server_timing(given_) == b"read;dur=0.000"
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,25 @@ def test_the_last_line(dialect, fields):
     assert whole(dialect, {**LAST, **fields}) == FACTS
 
 
+@pytest.mark.parametrize("dialect", [CHAT, GENERATE])
+def test_what_is_over_stays_over(dialect):
+    assert read(dialect, LAST, LINE) == ([None, None], {**FACTS, "terminal": True})
+
+
 @pytest.mark.parametrize("done", ["true", 1, None])
 def test_nothing_else_is_the_last_line(done):
     assert read(GENERATE, {**LAST, "done": done}) == ([None], {"model": "llama3.2"})
+
+
+@pytest.mark.parametrize("count", [-1, 1 << 53, 1 << 70, True, 1.0, "5", None])
+def test_a_count_that_cannot_be_is_none(count):
+    _, facts = read(CHAT, {**LAST, "eval_count": count})
+    assert facts == {k: v for k, v in FACTS.items() if k != "output_tokens"} | {"terminal": True}
+
+
+@pytest.mark.parametrize("count", [0, (1 << 53) - 1])
+def test_any_other_count_is_kept(count):
+    assert read(CHAT, {**LAST, "eval_count": count})[1]["output_tokens"] == count
 
 
 def test_an_error_inside_the_stream_by_its_name_only():

@@ -10,6 +10,8 @@ from sidecar.core.types import End, Fault, Outcome
 
 CLOSED = Fault("upstream_closed", "in the middle")
 STALLED = Fault("upstream_stalled", "60 s")
+SLOW = Fault("request_timeout", "the body")
+UNREACHABLE = Fault("upstream_unreachable", "refused")
 
 
 @pytest.mark.parametrize(
@@ -39,16 +41,24 @@ def test_a_clean_end(whole, error, status, outcome, kind):
 
 
 @pytest.mark.parametrize(
-    ("fault", "over", "error", "end"),
+    ("fault", "begun", "over", "error", "end"),
     [
-        (CLOSED, False, None, End(Outcome.TRUNCATED, CLOSED)),
-        (STALLED, False, None, End(Outcome.TIMEOUT, STALLED)),
-        (CLOSED, True, None, End(Outcome.COMPLETE)),
-        (CLOSED, True, "server_error", End(Outcome.UPSTREAM_ERROR)),
+        (CLOSED, True, False, None, End(Outcome.TRUNCATED, CLOSED)),
+        # Nothing can be cut off before its head.
+        (CLOSED, False, False, None, End(Outcome.UPSTREAM_ERROR, CLOSED)),
+        (STALLED, True, False, None, End(Outcome.TIMEOUT, STALLED)),
+        (STALLED, False, False, None, End(Outcome.TIMEOUT, STALLED)),
+        # Nor refused after it.
+        (SLOW, True, False, None, End(Outcome.TRUNCATED, SLOW)),
+        (SLOW, False, False, None, End(Outcome.REFUSED, SLOW)),
+        (UNREACHABLE, False, False, None, End(Outcome.UPSTREAM_ERROR, UNREACHABLE)),
+        (CLOSED, True, True, None, End(Outcome.COMPLETE)),
+        (STALLED, True, True, None, End(Outcome.COMPLETE)),
+        (CLOSED, True, True, "server_error", End(Outcome.UPSTREAM_ERROR)),
     ],
 )
-def test_a_lost_connection(fault, over, error, end):
-    assert end_of_fault(fault, over=over, declared_error=error) == end
+def test_a_lost_connection(fault, begun, over, error, end):
+    assert end_of_fault(fault, begun=begun, over=over, declared_error=error) == end
 
 
 STATUSES = {
@@ -56,7 +66,6 @@ STATUSES = {
     "no_upstream": (404, Outcome.REFUSED),
     "not_found": (404, Outcome.REFUSED),
     "request_timeout": (408, Outcome.REFUSED),
-    "body_too_large": (413, Outcome.REFUSED),
     "headers_too_large": (431, Outcome.REFUSED),
     "internal": (500, Outcome.REFUSED),
     "upgrade_unsupported": (501, Outcome.REFUSED),

@@ -75,7 +75,6 @@ class ScriptedSource:
 
     def __init__(self, head: Head = HEAD) -> None:
         self.head = head
-        self.timings = TIMINGS
         self.arrived = 0.0
         self.closed = 0
         self.reads = 0
@@ -122,15 +121,17 @@ class ScriptedUpstream:
         if not waits:
             self.door.set()
 
-    async def open(self, call: Call) -> Any:
+    async def open(self, call: Call, timings: Timings) -> Any:
         self.calls.append(call)
         try:
             await self.door.wait()
         except asyncio.CancelledError:
             self.aborted += 1
             raise
+        timings.started, timings.connected = TIMINGS.started, TIMINGS.connected
         if isinstance(self.source, BaseException):
             raise self.source
+        timings.sent, timings.head = TIMINGS.sent, TIMINGS.head
         return self.source
 
 

@@ -9,7 +9,7 @@ from sidecar.engine.pump import HIGH
 from sidecar.engine.reader import Reader
 from tests.engine.rig import CALL, DONE, Rig, everything, run, settled
 
-STOPPED = End(Outcome.TRUNCATED, Fault("draining", "stopped"))
+STOPPED = Fault("draining", "stopped")
 PHASES = ["before the first step", "in open", "before the first bytes", "between bytes", "waiting for room"]
 
 
@@ -23,6 +23,11 @@ async def at(phase):
     assert (len(rig.hub), live.recording.end) == (1, None)
     assert rig.source.reads == (1 if phase in PHASES[2:] else 0) + (phase == "between bytes")
     return rig, live, reader
+
+
+def stopped(phase):
+    """How a call in this phase ends when it is stopped; nothing is cut off before its head, nor refused after it."""
+    return End(Outcome.TRUNCATED if phase in PHASES[2:] else Outcome.REFUSED, STOPPED)
 
 
 def assert_gone(rig, live, phase):
@@ -48,17 +53,17 @@ def test_the_call_is_given_up_when_its_last_reader_leaves(phase):
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_stop_ends_every_call_with_the_end_it_is_given(phase):
+def test_stop_ends_every_call_with_the_fault_it_is_given(phase):
     async def main():
         rig, live, reader = await at(phase)
         rig.hub.stop(STOPPED)
-        assert live.recording.end == STOPPED
+        assert live.recording.end == stopped(phase)
         # The reader still gets what had come, and then the end.
         assert len(await everything(reader)) == live.recording.size
         await settled()
         assert_gone(rig, live, phase)
         rig.hub.leave(live, reader)
-        assert live.recording.end == STOPPED
+        assert live.recording.end == stopped(phase)
 
     run(main)
 
@@ -109,15 +114,37 @@ def test_only_what_is_asked_for_is_retained(retain, kept):
     run(main)
 
 
+@pytest.mark.parametrize(
+    ("last", "outcome"),
+    [
+        (DONE, Outcome.COMPLETE),
+        (b'data: {"error":{"type":"server_error"}}\n\n', Outcome.UPSTREAM_ERROR),
+    ],
+)
+def test_a_stopped_call_whose_answer_was_over_lacks_nothing(last, outcome):
+    async def main():
+        rig = Rig(last)  # and the end of the body never comes
+        live, reader = rig.start()
+        await settled()
+        assert live.recording.end is None
+        rig.hub.stop(STOPPED)
+        assert live.recording.end == End(outcome)
+        assert await everything(reader) == last
+        await settled()
+        assert (len(rig.hub), rig.source.closed, rig.faults) == (0, 1, [])
+
+    run(main)
+
+
 def test_stopping_twice_and_leaving_twice_is_once():
     async def main():
         rig, live, reader = await at("between bytes")
         rig.hub.stop(STOPPED)
-        rig.hub.stop(End(Outcome.CANCELLED))
+        rig.hub.stop(Fault("upstream_stalled", "another"))
         rig.hub.leave(live, reader)
         rig.hub.leave(live, reader)
         await settled()
-        assert (live.recording.end, rig.source.closed) == (STOPPED, 1)
+        assert (live.recording.end, rig.source.closed) == (stopped("between bytes"), 1)
 
     run(main)
 
@@ -131,7 +158,7 @@ def test_many_calls_end_together():
         rig.hub.stop(STOPPED)
         await settled()
         assert len(rig.hub) == 0
-        assert {live.recording.end for live, _ in calls} == {STOPPED}
+        assert {live.recording.end for live, _ in calls} == {stopped("between bytes")}
         assert rig.source.closed == 100
 
     run(main)

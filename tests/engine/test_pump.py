@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from sidecar.core.errors import RefusedError, UpstreamError
-from sidecar.core.types import Outcome
+from sidecar.core.types import Outcome, Timings
+from sidecar.engine.hub import RETAINED
 from sidecar.engine.pump import HIGH, LOW
 from tests.engine.rig import DONE, HEAD, TIMINGS, Rig, everything, run, settled
 
@@ -14,12 +15,12 @@ CLOSED = UpstreamError("upstream_closed", "in the middle")
 STALLED = UpstreamError("upstream_stalled", "60 s")
 
 
-def ending(*pieces, refuses=None):
+def ending(*pieces, refuses=None, retain=True):
     """How the recording of such a call ends, and what its reader got."""
 
     async def main():
         rig = Rig(*pieces, refuses=refuses)
-        live, reader = rig.start()
+        live, reader = rig.start(retain=retain)
         got = await everything(reader)
         await settled()
         rig.hub.leave(live, reader)
@@ -49,6 +50,17 @@ def test_everything_is_recorded_as_it_comes():
     assert live.recording.whole() == got
 
 
+def test_events_are_noted_only_while_the_body_is_kept():
+    live, got, _ = ending(EVENT, DONE, b"", retain=False)
+    assert (got, list(live.recording.events)) == (EVENT + DONE, [])
+    assert (live.answer.events, live.answer.deltas) == (2, 1)
+    # An answer that outgrows what is kept forgets the ones it had noted.
+    many = RETAINED // len(EVENT) + 2
+    live, got, _ = ending(EVENT, EVENT * many, DONE, b"")
+    assert (len(got), live.answer.events) == ((many + 1) * len(EVENT) + len(DONE), many + 2)
+    assert (live.recording.retained, list(live.recording.events)) == (False, [])
+
+
 @pytest.mark.parametrize(
     ("pieces", "outcome", "kind"),
     [
@@ -57,7 +69,7 @@ def test_everything_is_recorded_as_it_comes():
         ([b""], Outcome.TRUNCATED, "upstream_incomplete"),
         ([EVENT, CLOSED], Outcome.TRUNCATED, "upstream_closed"),
         ([EVENT, STALLED], Outcome.TIMEOUT, "upstream_stalled"),
-        ([EVENT, RefusedError("request_timeout", "the body")], Outcome.REFUSED, "request_timeout"),
+        ([EVENT, RefusedError("request_timeout", "the body")], Outcome.TRUNCATED, "request_timeout"),
         ([EVENT, DONE, CLOSED], Outcome.COMPLETE, None),
         ([b'data: {"error":{"type":"server_error"}}\n\n', b""], Outcome.UPSTREAM_ERROR, None),
         ([b'data: {"error":{"type":"server_error"}}\n\n', CLOSED], Outcome.UPSTREAM_ERROR, None),
@@ -75,7 +87,8 @@ def test_ends(pieces, outcome, kind):
     [
         (UpstreamError("upstream_unreachable", "x"), Outcome.UPSTREAM_ERROR),
         (UpstreamError("upstream_timeout", "x"), Outcome.TIMEOUT),
-        (RefusedError("body_too_large", "x"), Outcome.REFUSED),
+        (RefusedError("request_timeout", "x"), Outcome.REFUSED),
+        (UpstreamError("upstream_closed", "x"), Outcome.UPSTREAM_ERROR),
     ],
 )
 def test_an_upstream_that_cannot_be_had(error, outcome):
@@ -86,6 +99,7 @@ def test_an_upstream_that_cannot_be_had(error, outcome):
         outcome,
     )
     assert (got, faults) == (b"", [])
+    assert live.timings == Timings(started=1.0, connected=2.0)  # how far it got
 
 
 @pytest.mark.parametrize("place", ["open", "read"])

@@ -809,7 +809,9 @@ async def test_h2c_offer_is_ignored_and_both_sides_stay_in_step(rig):
     (received,) = rig.provider.requests
     assert received.body == ASK
     assert not {b"upgrade", b"http2-settings", b"connection"} & {name.lower() for name, _ in received.headers}
-    await works(rig, client)
+    # aiohttp's parser loses what is pipelined behind such an offer, so the connection must not go on.
+    assert answer.header("connection") == b"close"
+    await works(rig)
 
 
 # 29: manners of HTTP/1.1 and 1.0.

@@ -18,6 +18,9 @@ Json = dict[str, Any]
 
 Framing = Literal["sse", "ndjson", "array"]
 
+_MOST_TOKENS = 1 << 53
+"""More than any model says; what is larger is a lie, and would not fit a log line."""
+
 
 class Facts(msgspec.Struct):
     """What an answer has said of itself so far. Token counts are the provider's own."""
@@ -95,7 +98,8 @@ def text(value: object) -> str | None:
 
 def count(value: object) -> int | None:
     """A token count as it is, anything else as None."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    sane = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS
+    return value if sane else None  # type: ignore[return-value]  # `sane` says it is an int
 
 
 def error_name(error: object) -> str:
@@ -117,6 +121,51 @@ def openai_error(fault: Fault, status: int) -> Json:
             "param": None,
             "code": fault.kind,
         }
+    }
+
+
+class _Ask(msgspec.Struct):
+    """The fields of a request that say what is asked."""
+
+    model: Any = None
+    stream: Any = None
+
+
+class _Told(msgspec.Struct):
+    """The fields of answers that are no streams which dialects look at."""
+
+    model: Any = msgspec.UNSET
+    modelVersion: Any = msgspec.UNSET  # noqa: N815 - Gemini's
+    usage: Any = msgspec.UNSET
+    usageMetadata: Any = msgspec.UNSET  # noqa: N815 - Gemini's
+    choices: Any = msgspec.UNSET
+    candidates: Any = msgspec.UNSET
+    promptFeedback: Any = msgspec.UNSET  # noqa: N815 - Gemini's
+    stop_reason: Any = msgspec.UNSET
+    status: Any = msgspec.UNSET
+    error: Any = msgspec.UNSET
+    done: Any = msgspec.UNSET
+    done_reason: Any = msgspec.UNSET
+    prompt_eval_count: Any = msgspec.UNSET
+    eval_count: Any = msgspec.UNSET
+
+
+_asked = msgspec.json.Decoder(_Ask)
+_told = msgspec.json.Decoder(_Told)
+
+
+def read_ask(body: bytes) -> Json:
+    """What a request's body asks for. The rest of it, tens of megabytes perhaps, is skipped, not built:
+    building it would stop every stream of the process. Raises msgspec.MsgspecError, RecursionError."""
+    ask = _asked.decode(body)
+    return {"model": ask.model, "stream": ask.stream}
+
+
+def read_whole(body: bytes) -> Json:
+    """What an answer that is no stream tells of itself, read in the same way."""
+    told = _told.decode(body)
+    return {
+        name: value for name in told.__struct_fields__ if (value := getattr(told, name)) is not msgspec.UNSET
     }
 
 

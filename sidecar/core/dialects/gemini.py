@@ -72,7 +72,9 @@ class Gemini(Dialect):
             for part in (candidate.get("content") or {}).get("parts") or ():
                 kind = kind or _part(part)
         # There is no end marker: it is over when every candidate has said why it finished.
-        facts.terminal = bool(blocked) or (bool(facts.finished) and facts.finished == facts.begun)
+        facts.terminal = (
+            facts.terminal or bool(blocked) or (bool(facts.finished) and facts.finished == facts.begun)
+        )
         return kind
 
     def error_body(self, fault: Fault, status: int) -> bytes:

@@ -27,7 +27,7 @@ class Ollama(Dialect):
             facts.error = "error"
             return None
         self._common(line, facts)
-        facts.terminal = line.get("done") is True
+        facts.terminal = facts.terminal or line.get("done") is True
         return self.delta(line)
 
     def delta(self, line: Json) -> DeltaKind | None:
