@@ -167,9 +167,6 @@ class Answer:
                 if parsed.get("error"):
                     self.facts.error = error_name(parsed["error"])
                 self.dialect.whole(parsed, self.facts)
-        except msgspec.ValidationError:
-            # JSON that is no object has nothing to tell, and nothing is wrong with it.
-            self.unreadable = body.lstrip()[:1] == b"{"
         except _SURPRISES:
             self.unreadable = True
 

@@ -414,7 +414,7 @@ LEARNT = {"model": "m", "input_tokens": 1, "output_tokens": 2}
         (CHAT, b"gzip", gzip.compress(json.dumps(WHOLE).encode()), LEARNT, False),
         (CHAT, b"br", b"\x0b\x02", {}, False),
         (CHAT, b"", b"", {}, False),
-        (CHAT, b"", b"[]", {}, False),
+        (CHAT, b"", b"[]", {}, True),  # no answer of this format
         (CHAT, b"", b"{half", {}, True),
         (CHAT, b"", json.dumps({**WHOLE, "error": None}).encode(), LEARNT, False),
         (CHAT, b"", b'{"choices": 5}', {}, True),
