@@ -72,7 +72,7 @@ class Proxy:
             job.trace.outcome = Outcome.CANCELLED
             job.reply.cut()
         except asyncio.CancelledError:
-            end = job.live.recording.end if job.live is not None else None
+            end = job.live.recording.end if job.live is not None and job.taken else None
             job.trace.outcome = end.outcome if end is not None else Outcome.CANCELLED
             raise
         except Exception:  # reason: it is logged as ours by the server; here it must not look like success
@@ -152,6 +152,7 @@ class Proxy:
         try:
             await Render(reply, trace, job.live, reader, dialect, config.keepalive.interval).run(early)
         finally:
+            job.taken = reader.offset == job.live.recording.size and not reply.behind
             self._hub.leave(job.live, reader)
 
     def _admit(self) -> None:
@@ -217,13 +218,15 @@ class Proxy:
 class Job:
     """What belongs to one request while it is served."""
 
-    __slots__ = ("dialect", "live", "logged", "reply", "trace")
+    __slots__ = ("dialect", "live", "logged", "reply", "taken", "trace")
 
     def __init__(self, method: str, reply: Reply) -> None:
         self.reply = reply
         self.trace = Trace.begin(method)
         self.dialect: Dialect | None = None
         self.live: Live | None = None
+        self.taken = False
+        """The client has been sent all that there was of the answer."""
         self.logged = False
 
 

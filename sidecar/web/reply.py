@@ -118,12 +118,16 @@ class Reply:
                 raise ClientGoneError("the client stopped reading") from None
 
     def finish(self) -> None:
-        """The body is whole."""
+        """The body is whole. A client that has hung up on its last byte, as many SDKs do on a terminal
+        marker, has all of it: that is no reason to raise."""
+        transport = self._raw.transport
+        if transport is None or transport.is_closing():
+            return
         if self._chunked:
-            self._transport.write(b"0\r\n\r\n")
-        if not self.keep_alive and self._transport.get_write_buffer_size():
+            transport.write(b"0\r\n\r\n")
+        if not self.keep_alive and transport.get_write_buffer_size():
             # aiohttp closes after this, but would wait for ever for a client that reads no more.
-            asyncio.get_running_loop().call_later(self._timeout, self._transport.abort)
+            asyncio.get_running_loop().call_later(self._timeout, transport.abort)
 
     def cut(self, *, reset: bool = False) -> None:
         """End the connection so that no client can take the body for whole.
