@@ -8,98 +8,17 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import msgspec
 
-from sidecar.core.values import ConfigError, Duration, Size, nearest, plain, shown, upstream_url
+from sidecar.core.values import ConfigError, nearest, plain, shown, upstream_url
+from sidecar.tables import Config, Limits, Section, Timeouts, UpstreamTable
+
+__all__ = ["KEYS", "SECTIONS", "Config", "Limits", "Loaded", "Section", "Timeouts", "UpstreamTable", "load"]
 
 PREFIX = "SLIPSTREAM_"
 _LEAST_HEADERS = 1024
-
-
-Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all tables."""
-
-
-class Server(Section, frozen=True):
-    host: str = "127.0.0.1"
-    port: Port = 8400
-    workers: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
-    upstream: str | None = None
-    """Where everything goes; the same as the flag --upstream."""
-    data_dir: str | None = None
-
-
-class Admin(Section, frozen=True):
-    host: str = "127.0.0.1"
-    port: Port = 8401
-
-
-class UpstreamTable(Section, frozen=True):
-    """One entry of `[[upstreams]]`."""
-
-    name: str
-    url: str
-    paths: list[str] = msgspec.field(default_factory=lambda: ["/"])
-    """Path prefixes that go to it. The longest prefix of all upstreams wins."""
-    header: str | None = None
-    """Only requests that carry this header; goes before upstreams with the same prefix without it."""
-    strip: bool = False
-    """Whether the prefix is for choosing only and is cut off before forwarding."""
-
-
-class Timeouts(Section, frozen=True):
-    connect: Duration = Duration(10)
-    head: Duration = Duration(600)
-    stall: Duration = Duration(300)
-    client: Duration = Duration(60)
-    """For a client to send its headers or the next part of its body, or to take what it is sent."""
-
-
-class Limits(Section, frozen=True):
-    body: Size = Size(32 << 20)
-    headers: Size = Size(64 << 10)
-    connections: Positive = 10_000
-    requests: Positive = 10_000
-
-
-class Keepalive(Section, frozen=True):
-    interval: Duration = Duration(15)
-    early: Duration = Duration(0)
-    """Seconds of waiting for the upstream's head after which a 200 is committed; 0 is off."""
-
-
-class Cache(Section, frozen=True):
-    mode: Literal["off", "exact", "semantic", "shadow"] = "off"
-
-
-class Shutdown(Section, frozen=True):
-    grace: Duration = Duration(30)
-
-
-class Log(Section, frozen=True):
-    format: Literal["json", "console", "auto"] = "auto"
-    level: Literal["debug", "info", "warning", "error"] = "info"
-
-
-class Config(msgspec.Struct, frozen=True):
-    """The whole configuration. Field names are the names of the TOML tables."""
-
-    server: Server = Server()
-    admin: Admin = Admin()
-    upstreams: list[UpstreamTable] = []
-    timeouts: Timeouts = Timeouts()
-    limits: Limits = Limits()
-    keepalive: Keepalive = Keepalive()
-    cache: Cache = Cache()
-    shutdown: Shutdown = Shutdown()
-    log: Log = Log()
-
 
 SECTIONS: dict[str, type[Section]] = {
     field.name: field.type for field in msgspec.structs.fields(Config) if field.name != "upstreams"
@@ -206,7 +125,7 @@ def _read_upstreams(entries: object) -> list[UpstreamTable]:
             if name not in known:
                 raise ConfigError(f"{where}.{name}: unknown key{nearest(name, known)}")
         try:
-            made.append(msgspec.convert(entry, UpstreamTable))
+            made.append(msgspec.convert(entry, UpstreamTable, dec_hook=_parse))
         except msgspec.ValidationError as error:
             raise ConfigError(f"{where}: {plain(error)}") from None
     return made
@@ -245,10 +164,19 @@ def _type_of(key: str) -> Any:
 def _convert(key: str, value: object, kind: Any, origin: str) -> object:
     if key == "keepalive.early" and str(value).lower() in ("off", "false"):
         value = 0
+    if isinstance(value, str) and getattr(kind, "__origin__", None) is list:
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    elif isinstance(value, str) and getattr(kind, "__origin__", None) is dict:
+        # /a=finish,/b=grace=5
+        value = {name.strip(): rest for name, _, rest in (part.partition("=") for part in value.split(","))}
     try:
-        return msgspec.convert(value, kind, strict=False, dec_hook=lambda kind, raw: kind.parse(raw))
+        return msgspec.convert(value, kind, strict=False, dec_hook=_parse)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{key}{shown(value)}: {plain(error)} (from {origin})") from None
+
+
+def _parse(kind: Any, raw: object) -> Any:
+    return kind.parse(raw)
 
 
 def _check(config: Config) -> None:
@@ -259,6 +187,9 @@ def _check(config: Config) -> None:
         raise ConfigError(f"limits.headers = {config.limits.headers:d}: expected at least {_LEAST_HEADERS}")
     if config.server.upstream is not None:
         upstream_url("server.upstream", config.server.upstream)
+    for prefix in config.disconnect.paths:
+        if not prefix.startswith("/") or "?" in prefix:
+            raise ConfigError(f"disconnect.paths: {prefix!r} is no path prefix; expected one such as /v1")
     names = set()
     for number, entry in enumerate(config.upstreams):
         where = f"upstreams[{number}]"

@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.config import load
 from sidecar.scripted import ScriptedProvider
+from sidecar.stores.jobs import JobStore
 from sidecar.telemetry.log import make_logger, request_lines
 from sidecar.web.service import Service
 
@@ -64,16 +65,19 @@ async def provider() -> AsyncIterator[ScriptedProvider]:
 @pytest.fixture
 async def start_sidecar() -> AsyncIterator[StartSidecar]:
     """`await start_sidecar(upstream_url, keepalive__interval=0.05, ...)`; stopped after the test, which
-    fails if the sidecar logged a fault of its own."""
+    fails if the sidecar logged a fault of its own. `folder`: where it keeps jobs."""
     running: list[Sidecar] = []
 
-    async def start(upstream: str | None, *, tls: Any = None, file: Any = None, **keys: Any) -> Sidecar:
+    async def start(
+        upstream: str | None, *, tls: Any = None, file: Any = None, folder: Any = None, **keys: Any
+    ) -> Sidecar:
         flags = {key.replace("__", "."): value for key, value in keys.items()}
         flags |= {"server.upstream": upstream, "server.port": 0}
         config = load(flags, environment={}, file=file).config
         lines = Lines()
         log, requests = make_logger(lines, "json", "info"), request_lines(lines, "json", "info")
-        service = Service(config, b"s" * 32, log, requests, tls)
+        store = JobStore.open(folder) if folder is not None else None
+        service = Service(config, b"s" * 32, log, requests, tls, store=store, webhook_key=b"w" * 32)
         await service.start()
         running.append(Sidecar(service, lines))
         return running[-1]

@@ -14,7 +14,7 @@ from sidecar.core.latency import NO_GAPS, Heard, Trace, record
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
-RESERVED = {"server.workers", "admin.host", "admin.port", "cache.mode"}
+RESERVED = {"server.workers", "admin.host", "admin.port"}
 
 
 def section(title: str) -> str:

@@ -8,7 +8,7 @@ import msgspec
 
 from sidecar.cli.options import flags, loaded
 from sidecar.config import SECTIONS, Loaded, Section, UpstreamTable
-from sidecar.core.values import Duration, Size
+from sidecar.core.values import Duration, Patience, Size
 
 
 @click.group("config", short_help="show, validate or describe the configuration")
@@ -62,14 +62,22 @@ def as_toml(found: Loaded) -> str:
 
 def _value(value: object) -> str:
     """A TOML value. JSON's strings, booleans and arrays of strings are TOML's too."""
+    if isinstance(value, Patience):
+        return json.dumps(str(value))
+    if isinstance(value, dict):
+        pairs = [f"{json.dumps(name, ensure_ascii=False)} = {_value(item)}" for name, item in value.items()]
+        return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
     if isinstance(value, float):
         return repr(float(value)).removesuffix(".0")
     return json.dumps(value, ensure_ascii=False)
 
 
-_UNITS: dict[type, dict[str, Any]] = {
+_UNITS: dict[Any, dict[str, Any]] = {
     Duration: {"type": ["number", "string"], "description": "seconds, or a number with ms, s, m, h or d"},
     Size: {"type": ["integer", "string"], "description": "bytes, or a number with KiB, MiB or GiB"},
+    Patience: {"type": "string", "description": "cancel, finish, or grace=N"},
+    Patience | None: {"type": "string", "description": "cancel, finish, or grace=N"},
+    dict[str, Patience]: {"type": "object", "additionalProperties": {"type": "string"}},
 }
 
 
@@ -91,7 +99,9 @@ def _table_schema(table: type[Section]) -> dict[str, Any]:
     for field in msgspec.structs.fields(table):
         made: dict[str, Any] = dict(_UNITS.get(field.type) or msgspec.json.schema(field.type))
         if field.default is not msgspec.NODEFAULT and field.default is not None:
-            made["default"] = field.default
+            made["default"] = str(field.default) if isinstance(field.default, Patience) else field.default
+        elif field.default_factory is not msgspec.NODEFAULT:
+            made["default"] = field.default_factory()
         elif field.required:
             required.append(field.name)
         properties[field.name] = made

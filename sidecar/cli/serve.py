@@ -19,7 +19,8 @@ from sidecar import __version__
 from sidecar.cli.options import flags, loaded
 from sidecar.config import Config
 from sidecar.core.values import ConfigError
-from sidecar.stores.secret import load_or_create
+from sidecar.stores.jobs import FolderInUseError, JobStore, StoreError
+from sidecar.stores.secret import load_or_create, webhook_key
 from sidecar.telemetry.log import LineWriter, make_logger, request_lines, stderr_writer
 from sidecar.web.proxy import Log
 from sidecar.web.routes import Routes
@@ -72,7 +73,14 @@ async def serve(
 
 async def started(config: Config, secret: bytes, log: FilteringBoundLogger, lines: Log) -> Service:
     """A service that listens. Raises ConfigError when its address cannot be had."""
-    service = Service(config, secret, log, lines)
+    store = open_jobs(config, log)
+    key = b""
+    if config.jobs.webhooks and store is not None:
+        try:
+            key = webhook_key(data_dir(config))
+        except (OSError, ValueError) as error:
+            raise ConfigError(str(error)) from None
+    service = Service(config, secret, log, lines, store=store, webhook_key=key)
     try:
         await service.start()
     except OSError as error:
@@ -92,10 +100,8 @@ def announce(config: Config, url: str, log: FilteringBoundLogger) -> None:
     log.info("serving", url=url, version=__version__, pid=os.getpid())
     if not is_loopback(config.server.host):
         log.warning("open_port", host=config.server.host, reason="anyone who reaches it can use it")
-    if config.cache.mode != "off":
-        log.warning(
-            "no_cache", mode=config.cache.mode, reason="this version caches nothing; requests go upstream"
-        )
+    if config.cache.mode in ("semantic", "shadow"):
+        log.warning("no_cache", mode=config.cache.mode, reason="this version stores no answers")
 
 
 def banner(config: Config, url: str) -> str:
@@ -147,11 +153,33 @@ def read_secret(config: Config, log: FilteringBoundLogger) -> bytes:
                 f"server.data_dir = {str(folder)!r}: cannot be used: {error.strerror}"
             ) from None
         log.warning(
-            "no_data_dir", folder=str(folder), reason=error.strerror, effect="tenant ids change at restart"
+            "no_data_dir",
+            folder=str(folder),
+            reason=error.strerror,
+            effect="no background jobs, and tenant ids change at restart",
         )
         return secrets.token_bytes(32)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def open_jobs(config: Config, log: FilteringBoundLogger) -> JobStore | None:
+    """Where background jobs are kept. Without it there are none, and everything else works."""
+    folder = data_dir(config)
+    try:
+        store = JobStore.open(folder)
+    except FolderInUseError as error:
+        log.warning("no_jobs", folder=str(folder), reason=str(error))
+        return None
+    except (OSError, StoreError) as error:
+        if folder.is_dir():  # else it has been said
+            log.warning("no_jobs", folder=str(folder), reason=getattr(error, "strerror", None) or str(error))
+        return None
+    if store.set_aside is not None:
+        log.warning(
+            "jobs_set_aside", file=str(store.set_aside), reason="it was damaged, or of a newer version"
+        )
+    return store
 
 
 def run_loop(main: Callable[[], Coroutine[Any, Any, int]]) -> int:

@@ -11,7 +11,7 @@ from sidecar.core.dialects import OTHER_SSE, Dialect, Facts
 from sidecar.core.dialects.base import Framing, error_name, read_whole
 from sidecar.core.latency import Gaps
 from sidecar.core.lines import ArrayFramer, LineFramer
-from sidecar.core.sse import Framer, SSEFramer, data_of
+from sidecar.core.sse import Framer, SSEFramer, data_of, has_id
 from sidecar.core.types import DeltaKind, Head, Intent, Request
 
 _SURPRISES = (
@@ -24,6 +24,9 @@ _SURPRISES = (
     msgspec.MsgspecError,
 )
 """What reading somebody else's JSON can raise. Learning nothing is then the right answer."""
+
+NEVER = 1 << 62
+"""More events than any stream has."""
 
 _FRAMERS: dict[str, type[SSEFramer] | type[LineFramer] | type[ArrayFramer]] = {
     "sse": SSEFramer,
@@ -39,6 +42,7 @@ class Answer:
         "_blind",
         "_decoder",
         "_framer",
+        "_read",
         "deltas",
         "dialect",
         "events",
@@ -47,6 +51,7 @@ class Answer:
         "first_kind",
         "gaps",
         "identity",
+        "ids_until",
         "intent",
         "last_at",
         "query",
@@ -72,9 +77,13 @@ class Answer:
         """Its bytes are not compressed."""
         self.unreadable = False
         """Some event could not be parsed: it is forwarded, and never stored."""
+        self.ids_until = NEVER
+        """The first event that may get no id of ours: the upstream set its own, or it was too long to be
+        looked at."""
         self._framer: Framer | None = None
         self._decoder: Decoder | None = None
         self._blind = False
+        self._read = False
 
     def begin(self, head: Head) -> None:
         """Choose how to read the body, by what the answer says it is."""
@@ -112,6 +121,22 @@ class Answer:
         return self.streaming and not isinstance(self._framer, ArrayFramer)
 
     @property
+    def resumable(self) -> bool:
+        """Whether its events can be counted, so that a client can come back to it."""
+        return self.streaming and self.identity
+
+    @property
+    def takes_ids(self) -> bool:
+        """Whether events of this stream may carry an `id` field."""
+        return self.framed and self.dialect is not None and self.dialect.ids and self.ids_until > 0
+
+    @property
+    def blank_begun(self) -> bool:
+        """Whether the last byte so far begins the blank line of an event that may carry an id."""
+        begun = self._framer.begun if isinstance(self._framer, SSEFramer) else None
+        return begun is not None and data_of(begun) is not None and not has_id(begun)
+
+    @property
     def framed(self) -> bool:
         """Whether frames of our own can be part of this body at all."""
         return self.events_are_separate and self.identity
@@ -138,28 +163,35 @@ class Answer:
         """Take the next bytes of the body; return the offsets at which events ended.
 
         `now`: when they arrived, in seconds of `time.perf_counter`. The offsets count in the body
-        as sent, so there are none for a compressed one.
+        as sent, so there are none for a compressed one. Blocks without data, comments for instance, are
+        no events: no client is ever told of them.
         """
         if self._framer is None:
             return []
         frames = self._framer.feed(self._decoder.feed(chunk) if self._decoder else chunk)
-        for frame in frames:
-            self._event(frame.block, now)
-        return [frame.end for frame in frames] if self.identity else []
+        ends = [frame.end for frame in frames if self._event(frame.block, now)]
+        return ends if self.identity else []
 
-    def close(self, now: float) -> bool:
-        """At a clean end of the body: whether this was the whole answer."""
+    def close(self, now: float) -> list[int]:
+        """At a clean end of the body: as `feed`, for the events that only the end could settle."""
+        if self._framer is None:
+            return []
+        ends = [frame.end for frame in self._framer.close() if self._event(frame.block, now)]
+        return ends if self.identity else []
+
+    @property
+    def whole(self) -> bool:
+        """After a clean end of the body: whether this was the whole answer."""
         if self._framer is None or self.dialect is None:
             return True
-        for frame in self._framer.close():
-            self._event(frame.block, now)
         # What could not be read may have been the end marker: nobody can call that cut.
         return not self.readable or self._blind or self.over or self.dialect.ended(self.facts)
 
     def read_whole(self, body: bytes) -> None:
-        """Learn from an answer that was not a stream; for after the client has it."""
-        if self.dialect is None or self.streaming:
+        """Learn from an answer that was not a stream; only the first call counts."""
+        if self.dialect is None or self.streaming or self._read:
             return
+        self._read = True
         try:
             plain = self._decoder.feed(body) if self._decoder else body
             if plain:
@@ -170,24 +202,28 @@ class Answer:
         except _SURPRISES:
             self.unreadable = True
 
-    def _event(self, block: bytes | None, now: float) -> None:
+    def _event(self, block: bytes | None, now: float) -> bool:
+        """Read one block; returns whether it is an event."""
         kind: DeltaKind | None = None
         if block is None:
             self._blind = True
+            self.ids_until = min(self.ids_until, self.events)
             # Too long to be read. Whatever it says, a person has something to look at now.
             self.unreadable = True
             kind = "content"
         else:
             data = data_of(block) if isinstance(self._framer, SSEFramer) else block.strip()
             if data is None or self.dialect is None or (not data and not isinstance(self._framer, SSEFramer)):
-                return
+                return False
+            if self.ids_until > self.events and self.dialect.ids and has_id(block):
+                self.ids_until = self.events
             try:
                 kind = self.dialect.read(data, self.facts)
             except _SURPRISES:
                 self.unreadable = True
         self.events += 1
         if kind is None:
-            return
+            return True
         # Something more was said, so what could not be read was not the end.
         self._blind = block is None
         self.deltas += 1
@@ -196,3 +232,4 @@ class Answer:
         else:
             self.gaps.add(now - self.last_at)
         self.last_at = now
+        return True

@@ -11,7 +11,12 @@ KINDS: dict[str, tuple[int, str, Outcome]] = {
     "bad_request": (400, "The request is malformed", Outcome.REFUSED),
     "no_upstream": (404, "No upstream takes this path", Outcome.REFUSED),
     "not_found": (404, "Nothing here", Outcome.REFUSED),
+    "method_not_allowed": (405, "Not with this method", Outcome.REFUSED),
     "request_timeout": (408, "The request came too slowly", Outcome.REFUSED),
+    "job_unfinished": (409, "The job has no result yet", Outcome.REFUSED),
+    "stopped": (410, "The stream was stopped", Outcome.CANCELLED),
+    "gone": (410, "It is not kept any more", Outcome.REFUSED),
+    "body_too_large": (413, "The request body is too large", Outcome.REFUSED),
     "headers_too_large": (431, "The request headers are too large", Outcome.REFUSED),
     "internal": (500, "A fault inside the sidecar", Outcome.REFUSED),
     "upgrade_unsupported": (
@@ -42,6 +47,9 @@ KINDS: dict[str, tuple[int, str, Outcome]] = {
     ),
     "overloaded": (503, "The sidecar is at its limit", Outcome.REFUSED),
     "draining": (503, "The sidecar is shutting down", Outcome.REFUSED),
+    "jobs_unavailable": (503, "Background jobs are not available", Outcome.REFUSED),
+    "answer_too_large": (502, "The answer is too large to be kept", Outcome.REFUSED),
+    "interrupted": (502, "The sidecar stopped while the call was running", Outcome.REFUSED),
     "upstream_timeout": (504, "The upstream did not answer in time", Outcome.TIMEOUT),
     "upstream_stalled": (
         504,

@@ -1,4 +1,4 @@
-"""Who is asking: a request's tenant, as a keyed hash of its credential.
+"""Who is asking, and what: scopes and keys, as hashes.
 
 The credential itself goes nowhere but to the upstream. What is logged or used in keys is a keyed hash of
 it under a secret that only this installation has, so that it cannot be guessed from outside. BLAKE2b is
@@ -8,7 +8,10 @@ a MAC by itself when keyed (RFC 7693, 2.9); HMAC-SHA256 through OpenSSL costs si
 import hashlib
 from urllib.parse import parse_qsl
 
-from sidecar.core.headers import CREDENTIALS
+import msgspec
+
+from sidecar.core.canonical import LARGEST, canonical
+from sidecar.core.headers import CREDENTIALS, HOP_BY_HOP
 from sidecar.core.types import Request
 
 _QUERY = frozenset({"key", "api_key", "api-key", "access_token"})
@@ -28,9 +31,106 @@ def credential(request: Request) -> bytes | None:
     return b"".join(b"%b %d:%b" % (name, len(value), value) for name, value in found) or None
 
 
-def tenant(secret: bytes, request: Request) -> str | None:
-    """16 hexadecimal digits that stand for the credential; None without one."""
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks, without the credential itself."""
+
+    scope: bytes
+    """32 bytes that stand for the credential in keys and ids. No credential is a scope of its own."""
+    tenant: str | None
+    """16 hexadecimal digits of it for the log; None without a credential."""
+
+
+def caller(secret: bytes, request: Request) -> Caller:
+    """Who asks, under this installation's secret."""
     found = credential(request)
-    if found is None:
+    scope = hashlib.blake2b(found or b"", key=secret, digest_size=32, person=b"scope").digest()
+    return Caller(scope, scope[:8].hex() if found is not None else None)
+
+
+def identity(scope: bytes, upstream: str, request: Request, body: bytes) -> bytes:
+    """What makes a request the same request again, byte for byte, whichever client sends it: 16 bytes."""
+    made = hashlib.blake2b(digest_size=16, person=b"identity")
+    for part in (scope, upstream.encode(), request.method.encode(), request.target):
+        made.update(b"%d:" % len(part))
+        made.update(part)
+    made.update(body)
+    return made.digest()
+
+
+def exact_key(scope: bytes, upstream: str, request: Request, body: bytes) -> bytes | None:
+    """SHA-256 over everything that may change the answer; None for a body that cannot be judged.
+
+    Of the body every field counts, in any order and spelling. Of the headers all count that are not known
+    to be about something else: a header of some gateway may choose the model, and a wrong answer that
+    looks right is worse than a call too many.
+    """
+    canon = body if len(body) > LARGEST else canonical(body)
+    if canon is None:
         return None
-    return hashlib.blake2b(found, key=secret, digest_size=8).hexdigest()
+    parts = [_VERSION, scope, upstream.encode(), request.method.encode(), request.target, canon]
+    counted = [
+        key
+        for key in request.fields
+        if key == _NAMESPACE or (key not in _ASIDE and not key.startswith(_ASIDE_FAMILIES))
+    ]
+    for key in sorted(counted):
+        parts += (key, request.fields[key])
+    made = hashlib.sha256()
+    for part in parts:
+        made.update(b"%d:" % len(part))
+        made.update(part)
+    return made.digest()
+
+
+_NAMESPACE = b"slipstream-namespace"
+_VERSION = b"1"
+"""Of the key's form: another form must never find what this one stored."""
+
+_ASIDE = frozenset(
+    {
+        *HOP_BY_HOP,
+        *CREDENTIALS,  # the scope stands for them
+        b"accept",
+        b"accept-encoding",
+        b"accept-language",
+        b"baggage",
+        b"cache-control",
+        b"client-request-id",
+        b"content-length",
+        b"content-type",
+        b"date",
+        b"dnt",
+        b"expect",
+        b"forwarded",
+        b"from",
+        b"host",
+        b"http-referer",
+        b"idempotency-key",
+        b"last-event-id",
+        b"newrelic",
+        b"origin",
+        b"pragma",
+        b"prefer",
+        b"priority",
+        b"referer",
+        b"request-id",
+        b"sentry-trace",
+        b"te",
+        b"traceparent",
+        b"tracestate",
+        b"user-agent",
+        b"via",
+        b"x-amzn-trace-id",
+        b"x-client-request-id",
+        b"x-cloud-trace-context",
+        b"x-correlation-id",
+        b"x-goog-api-client",
+        b"x-real-ip",
+        b"x-request-id",
+        b"x-request-start",
+        b"x-requested-with",
+        b"x-title",
+    }
+)
+_ASIDE_FAMILIES = (b"sec-", b"slipstream-", b"x-b3-", b"x-datadog-", b"x-forwarded-", b"x-stainless-")
+"""Headers about the connection, the client or the trace."""

@@ -43,6 +43,11 @@ def tokens(value: bytes) -> set[bytes]:
     return {part.strip().lower() for part in value.split(b",")} - {b""}
 
 
+def directives(value: bytes) -> set[bytes]:
+    """The names of the members of `Cache-Control` or `Prefer`, in lower case, without their values."""
+    return {part.partition(b"=")[0].strip() for part in tokens(value)} if value else set()
+
+
 def end_to_end(
     headers: Headers, fields: dict[bytes, bytes], drop: frozenset[bytes] = HOP_BY_HOP
 ) -> list[tuple[bytes, bytes]]:

@@ -20,6 +20,7 @@ import secrets
 import time
 from array import array
 from collections.abc import Mapping
+from typing import Literal
 
 import msgspec
 
@@ -71,6 +72,21 @@ class Gaps:
 
 NO_GAPS = Gaps()
 
+CacheResult = Literal["hit", "miss", "bypass", "collapsed", "off"]
+
+
+class Labels(msgspec.Struct, frozen=True):
+    """What was called, for every line that has to do with the call."""
+
+    upstream: str | None = None
+    provider: str | None = None
+    operation: str | None = None
+    model: str | None = None
+    stream: bool = False
+
+
+NO_LABELS = Labels()
+
 
 class Trace(msgspec.Struct):
     """What the shell learns of one request while serving it. Times: `time.perf_counter`, seconds."""
@@ -82,11 +98,14 @@ class Trace(msgspec.Struct):
     trace_id: str | None = None
     tenant: str | None = None
     feature: str | None = None
-    upstream: str | None = None
-    provider: str | None = None
-    operation: str | None = None
-    model: str | None = None
+    labels: Labels = NO_LABELS
     stream: bool = False
+    stream_id: str | None = None
+    resumed_from: int | None = None
+    """The first event that was asked for, by a client that came back."""
+    cache: CacheResult = "off"
+    joined: bool = False
+    """The call was begun by another request."""
     status: int | None = None
     waited: float = 0.0
     """Seconds spent waiting for the client's body."""
@@ -139,9 +158,13 @@ def trace_id(traceparent: bytes | None) -> str | None:
 def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
     """The fields of the latency line, in the order people read them."""
     begun = trace.started
-    timings = trace.timings
+    timings = None if trace.joined else trace.timings
+    labels = trace.labels
     # What arrived with the head still had to wait for the head to be written.
     first = max(heard.first_at, trace.head_at) - begun if heard.first_kind else None
+    kind = heard.first_kind
+    if trace.resumed_from is not None:
+        first = kind = None  # it was waited for in another request
     speaking = heard.last_at - heard.first_at
     # The first of them marks the beginning, so there is one fewer to divide by.
     steps = (heard.output_tokens if heard.output_tokens is not None else heard.deltas) - 1
@@ -153,21 +176,22 @@ def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
     return {
         "request_id": trace.request_id,
         "trace_id": trace.trace_id,
+        "stream_id": trace.stream_id,
         "tenant": trace.tenant,
         "method": trace.method,
         "path": trace.path,
-        "upstream": trace.upstream,
-        "provider": trace.provider,
-        "operation": trace.operation,
-        "model": trace.model,
+        "upstream": labels.upstream,
+        "provider": labels.provider,
+        "operation": labels.operation,
+        "model": labels.model,
         "response_model": heard.response_model,
-        "stream": trace.stream,
+        "stream": trace.stream or labels.stream,
         "status": trace.status,
         "outcome": trace.outcome.value,
-        "cache": "off",
+        "cache": trace.cache,
         "ttfb_ms": _ms(trace.head_at - begun) if trace.head_at else None,
         "ttft_ms": _ms(first),
-        "ttft_kind": heard.first_kind,
+        "ttft_kind": kind,
         "tpot_ms": _ms(speaking / steps) if spoke else None,
         "itl_p50_ms": _ms(p50),
         "itl_p99_ms": _ms(p99),
@@ -180,9 +204,10 @@ def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
         "output_tokens": heard.output_tokens,
         "cached_input_tokens": heard.cached_input_tokens,
         "reasoning_tokens": heard.reasoning_tokens,
-        "events": heard.events,
+        "events": max(heard.events - (trace.resumed_from or 0), 0),
         "bytes": heard.bytes,
         "keepalives": trace.keepalives,
+        "resumed_from": trace.resumed_from,
         "retries": timings.retries if timings is not None else 0,
         "feature": trace.feature,
         "error": trace.error,
@@ -193,7 +218,7 @@ def server_timing(trace: Trace) -> bytes:
     """What is known when the head is written, as the value of a `Server-Timing` header."""
     timings = trace.timings
     read = b"read;dur=%.3f" % (trace.waited * 1000)
-    if timings is None or not timings.head:
+    if timings is None or not timings.head or trace.joined:
         return read
     connect, upstream = timings.connected - timings.started, timings.head - timings.sent
     return b"%b, connect;dur=%.3f, upstream;dur=%.3f" % (read, connect * 1000, upstream * 1000)
@@ -213,6 +238,10 @@ def _overhead(trace: Trace) -> float | None:
     timings = trace.timings
     if timings is None or not timings.sent:
         return None
+    if trace.joined:
+        # It waited for the call's head, if that was not there yet, and for nothing else.
+        ready = max(trace.started + trace.waited, timings.head)
+        return (max(trace.head_at - ready, 0.0) if trace.head_at else 0.0) + trace.delay
     before = timings.started - trace.started - trace.waited + (timings.sent - timings.connected)
     after = trace.head_at - timings.head if trace.head_at and timings.head else 0.0
     return max(before, 0.0) + max(after, 0.0) + trace.delay

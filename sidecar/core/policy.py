@@ -1,15 +1,80 @@
 """The decisions, as pure functions: facts in, decision out. Effects are somebody else's business."""
 
+import math
+from collections.abc import Mapping
+
 from sidecar.core.errors import outcome_of
+from sidecar.core.headers import directives
 from sidecar.core.types import End, Fault, Outcome
 
 
-def cancels_upstream(readers: int, *, ended: bool) -> bool:
-    """Whether an upstream call is given up now that one of its readers has left.
+def patience(*, asked: float | None, configured: float, resumable: bool, short: float) -> float:
+    """Seconds that a call may go on for the sake of a client that has left: 0 is `cancel`, infinity `finish`.
 
-    A call that nobody reads costs money for nothing; one that another client reads lives on.
+    `asked`: by the request; `configured`: for its path or upstream; `resumable`: the client knows how to
+    come back and where to, so it gets at least the `short` time that takes.
     """
-    return readers == 0 and not ended
+    if asked is not None:
+        return asked
+    return max(configured, short) if resumable else configured
+
+
+def lease(*, ended: bool, over: bool, readers: int, held: bool, patience: float) -> float:
+    """Seconds that an upstream call may go on now that one of its readers has left; 0: it ends now.
+
+    A call that nobody reads costs money for nothing; one that another client reads, or a job holds,
+    lives on. `over`: its terminal marker has gone by, so there is nothing left to wait for.
+    """
+    if ended or readers or held:
+        return math.inf
+    return 0.0 if over else patience
+
+
+def may_share(fields: Mapping[bytes, bytes]) -> bool:
+    """Whether the request allows an answer that was not made for it alone."""
+    return not {b"no-store", b"no-cache"} & directives(fields.get(b"cache-control", b""))
+
+
+def may_join(*, ended: bool, retained: bool, plain: bool, same_coding: bool) -> bool:
+    """Whether a request that asks for the same may read an answer that another one began.
+
+    `plain`: it is known not to be compressed, so that every client can read it.
+    """
+    return not ended and retained and (plain or same_coding)
+
+
+def is_retry(fields: Mapping[bytes, bytes]) -> bool:
+    """Whether an SDK says that it sends this again. OpenAI's and Anthropic's count their attempts."""
+    count = fields.get(b"x-stainless-retry-count", b"0")
+    return count.isdigit() and int(count[:9]) > 0
+
+
+def starts_again(fault: Fault | None, *, begun: bool) -> bool:
+    """Whether a request whose joined call came to nothing is worth a call of its own."""
+    return not begun and fault is not None and fault.kind.startswith("upstream_")
+
+
+def takes_ids(fields: Mapping[bytes, bytes]) -> bool:
+    """Whether the client shows that it can use event ids: it names the type of event streams, as only
+    their clients do (official SDKs ask for JSON), or comes back with an id."""
+    if b"last-event-id" in fields:
+        return True
+    accept = fields.get(b"accept", b"").lower()
+    if b"text/event-stream" not in accept:
+        return False
+    kinds = [kind.replace(b" ", b"").split(b";") for kind in accept.split(b",")]
+    return any(kind[0] == b"text/event-stream" and b"q=0" not in kind for kind in kinds)
+
+
+def stays_away(method: str, fields: Mapping[bytes, bytes]) -> bool:
+    """Whether a client that has all of a stream must be told not to come back: an EventSource would for
+    ever, and takes a 204 for the end (WHATWG HTML, 9.2.3). Others want a stream, if an empty one."""
+    return (
+        method == "GET"
+        and b"last-event-id" in fields
+        and b"no-cache" in directives(fields.get(b"cache-control", b""))
+        and takes_ids({b"accept": fields.get(b"accept", b"")})
+    )
 
 
 def end_of_body(*, whole: bool, declared_error: str | None, status: int) -> End:

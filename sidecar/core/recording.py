@@ -5,13 +5,17 @@ offset each. The recording knows neither tasks nor sockets: whoever waits regist
 `wake()`, and is woken after every change.
 
 Memory: while `retained` is true every byte stays, so that a reader may still start at offset 0. Past
-`limit` bytes, or when retention was never asked for, bytes are dropped once all readers are past them.
+`limit` bytes, or when retention was never asked for, bytes are dropped once all readers are past them;
+a reader that is too far behind the others is then told that it is lost, so that it cannot keep them.
 """
 
 from array import array
 from typing import Protocol
 
 from sidecar.core.types import End, Head
+
+LAG = 8 << 20
+"""Bytes that a reader may be behind the fastest one where the recording no longer keeps everything."""
 
 
 class Sleeper(Protocol):
@@ -25,6 +29,8 @@ class Waker(Sleeper, Protocol):
     """A reader, as the recording sees it."""
 
     offset: int
+    lost: bool
+    """It was too slow: the bytes at its offset are gone."""
 
 
 class Recording:
@@ -57,10 +63,18 @@ class Recording:
         self._room: Sleeper | None = None
         self._low = 0
 
+    @classmethod
+    def sealed(cls, head: Head, body: bytes, events: "array[int]", end: End) -> "Recording":
+        """One that is over, as it was kept elsewhere."""
+        made = cls(limit=max(len(body), 1))
+        made.head, made.end, made.events = head, end, events
+        made._bytes, made.size = bytearray(body), len(body)
+        return made
+
     @property
     def retained(self) -> bool:
-        """Whether the recording still holds its first byte."""
-        return self._base == 0 and self._limit > 0
+        """Whether the recording still holds its first byte, and will go on holding it."""
+        return self._base == 0 and self.size <= self._limit and self._limit > 0
 
     @property
     def readers(self) -> int:
@@ -73,6 +87,12 @@ class Recording:
         if not self._wakers:
             return 0
         return self.size - max(waker.offset for waker in self._wakers)
+
+    def keep(self, limit: int) -> None:
+        """Retain up to `limit` bytes from now on; 0 gives up what only a later reader could want."""
+        self._limit = limit
+        if self.size > limit:
+            self._trim()
 
     def commit(self, head: Head) -> None:
         """The point of no return: from here on the client may have seen bytes."""
@@ -103,6 +123,10 @@ class Recording:
             self._wakers.remove(waker)
         self._advanced()
 
+    def after(self, count: int) -> int:
+        """The offset just past the first `count` events. Raises IndexError when there were fewer."""
+        return self.events[count - 1] if count else 0
+
     def take(self, waker: Waker) -> bytes:
         """All bytes past the reader's offset, joined; moves the offset."""
         start = waker.offset - self._base
@@ -128,11 +152,23 @@ class Recording:
             room.wake()
 
     def _trim(self) -> None:
-        passed = min((waker.offset for waker in self._wakers), default=self.size) - self._base
+        if len(self._wakers) > 1:
+            self._lose(max([waker.offset for waker in self._wakers]) - LAG)
+        passed = min([waker.offset for waker in self._wakers], default=self.size) - self._base
         if passed > 0:
             del self._bytes[:passed]
             self._base += passed
             del self.events[:]
+
+    def _lose(self, least: int) -> None:
+        """Let go of the readers that are not as far as `least`."""
+        lost = [waker for waker in self._wakers if waker.offset < least]
+        if lost:
+            # A new list: the old one may be what `_wake` goes through.
+            self._wakers = [waker for waker in self._wakers if waker.offset >= least]
+        for waker in lost:
+            waker.lost = True
+            waker.wake()
 
     def _wake(self) -> None:
         for waker in self._wakers:

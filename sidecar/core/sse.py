@@ -90,6 +90,14 @@ class SSEFramer:
             return b""
         return self.newline if self._buffer[-1] in b"\r\n" else self.newline * 2
 
+    @property
+    def begun(self) -> bytes | None:
+        """The unfinished event, when the blank line that ends it has begun: a CR after a line end is that
+        line, or the first half of it."""
+        held = self._buffer if self._base or self._buffer[:3] != _BOM else self._buffer[3:]
+        ended = len(held) > 1 and held[-1] == 13 and held[-2] in b"\r\n" and not self._dropping
+        return bytes(held) if ended else None
+
     def feed(self, chunk: bytes) -> list[Frame]:
         if not self._has_cr and b"\r" not in chunk:
             size = len(chunk)
@@ -190,3 +198,10 @@ def data_of(block: bytes) -> bytes | None:
         elif line == b"data":
             values.append(b"")
     return b"\n".join(values) if values else None
+
+
+def has_id(block: bytes) -> bool:
+    """Whether the event has an `id` field."""
+    if block[:2] != b"id" and b"\nid" not in block and b"\rid" not in block:
+        return False
+    return any(line[:3] == b"id:" or line == b"id" for line in _LINE_END.split(block))

@@ -23,6 +23,7 @@ _BYTES = {
     "GIB": 1 << 30,
 }
 _LONG = 100
+_PATIENCE = {"cancel": 0.0, "finish": math.inf}
 
 
 class ConfigError(Exception):
@@ -41,6 +42,25 @@ class Duration(float):
         if found is None:
             raise ValueError("expected a time such as 30, 250ms or 10m")
         return cls(float(found[1]) * _SECONDS[found[2]])
+
+
+class Patience(float):
+    """What becomes of an upstream call when its client leaves, as the seconds it may go on without one."""
+
+    @classmethod
+    def parse(cls, value: object) -> "Patience":
+        """Raises ValueError with what would be right."""
+        text = value.strip().lower() if isinstance(value, str) else ""
+        if text in _PATIENCE:
+            return cls(_PATIENCE[text])
+        name, found, seconds = text.partition("=")
+        if name.strip() == "grace" and found and len(seconds) <= _LONG:
+            return cls(Duration.parse(seconds))
+        raise ValueError("expected cancel, finish, or grace=N with a time such as 30 or 2m")
+
+    def __str__(self) -> str:
+        plain = {seconds: text for text, seconds in _PATIENCE.items()}
+        return plain.get(float(self)) or f"grace={float(self):g}"
 
 
 class Size(int):

@@ -1,52 +1,127 @@
-"""Live recordings: starts them, hands out readers, and gives up what nobody reads any more."""
+"""Live recordings: starts them, finds them again, hands out readers, and gives up what nobody wants.
+
+A call is found by its id (a client that comes back), by what was asked (an identical request), or by the
+very request (an SDK that sends it again). Whoever finds it gets a reader, and reads what there is.
+"""
 
 import asyncio
+import math
 from collections.abc import Callable
+from typing import cast
 
 from sidecar.core import policy
-from sidecar.core.answer import Answer
-from sidecar.core.recording import Recording
-from sidecar.core.types import Fault
-from sidecar.engine.pump import Live, pump
+from sidecar.core.types import End, Fault, Outcome
+from sidecar.engine.pump import Ask, Live, pump
 from sidecar.engine.reader import Reader
+from sidecar.engine.shelf import Shelf
 from sidecar.engine.source import Call, Upstream
 
-RETAINED = 8 << 20
-"""Bytes of a model's answer that are kept from its start on; a longer one only passes through."""
+_LEFT = End(Outcome.CANCELLED, Fault("stopped", "nobody read it any more, and the call was given up"))
 
 
 class Hub:
     """All upstream calls of this process."""
 
-    def __init__(self, upstream: Upstream, on_fault: Callable[[BaseException], None]) -> None:
+    def __init__(self, upstream: Upstream, on_fault: Callable[[BaseException], None], shelf: Shelf) -> None:
         """`on_fault` is told of exceptions that no upstream can cause: our own mistakes."""
         self._upstream = upstream
         self._on_fault = on_fault
+        self._shelf = shelf
         self._live: set[Live] = set()
+        self._by_key: dict[bytes, Live] = {}
+        self._by_identity: dict[bytes, Live] = {}
         self._loop = asyncio.get_running_loop()
+        self.idle = asyncio.Event()
+        """Set while no call is running."""
+        self.idle.set()
 
     def __len__(self) -> int:
         return len(self._live)
 
-    def start(self, call: Call, answer: Answer, *, retain: bool) -> tuple[Live, Reader]:
-        """Begin an upstream call with its first reader."""
-        live = Live(Recording(limit=RETAINED if retain else 0), answer)
-        reader = Reader(live.recording, self._loop)
-        task = self._loop.create_task(pump(self._upstream, call, live))
-        live.task = task
-        self._live.add(live)
-        task.add_done_callback(lambda task: self._ended(live, task))
-        return live, reader
+    # Starting and finding.
 
-    def leave(self, live: Live, reader: Reader) -> None:
-        """A reader is gone; so is the upstream call, if it was the last one."""
+    def start(self, live: Live, call: Call) -> None:
+        """Make the call of which `live` is the record."""
+        live.task = task = self._loop.create_task(pump(self._upstream, call, live))
+        self._live.add(live)
+        self.idle.clear()
+        if live.ask.key is not None:
+            self._by_key[live.ask.key] = live
+        if live.ask.identity:
+            self._by_identity[live.ask.identity] = live
+        task.add_done_callback(lambda task: self._ended(live, task))
+
+    def read(self, live: Live, offset: int = 0) -> Reader:
+        """A further reader. Raises ValueError when the bytes at its offset are gone."""
+        reader = Reader(live.recording, self._loop, offset)
+        if live.timer is not None:
+            live.timer.cancel()
+            live.timer = None
+        if live.settled:
+            self._settle(live)
+        return reader
+
+    def shared(self, ask: Ask) -> Live | None:
+        """A running call that an identical request may share."""
+        return self._joinable(self._by_key.get(ask.key) if ask.key else None, ask)
+
+    def repeated(self, ask: Ask, *, retry: bool) -> Live | None:
+        """The running call that this request was already sent for. `retry`: an SDK says so."""
+        live = self._joinable(self._by_identity.get(ask.identity) if ask.identity else None, ask)
+        if live is None:
+            return None
+        named = ask.idempotency is not None and ask.idempotency == live.ask.idempotency
+        return live if retry or named else None
+
+    # Streams that clients come back to.
+
+    def publish(self, live: Live, name: str) -> None:
+        """From now on it can be found under this id."""
+        live.name = name
+        self._shelf.put(name, live)
+        if live.recording.end is not None:
+            self._shelf.end(name, live)
+
+    def find(self, name: str) -> Live | None:
+        """The call of that id, if it can still be read from any of its events on."""
+        return cast("Live | None", self._shelf.get(name))
+
+    def forget(self, live: Live) -> None:
+        """Nobody can come back to it any more."""
+        if live.name is not None:
+            self._shelf.drop(live.name)
+
+    # Ending.
+
+    def leave(self, live: Live, reader: Reader, patience: float = 0.0) -> None:
+        """A reader is gone; so is the upstream call, unless somebody still wants it."""
         recording, answer = live.recording, live.answer
         reader.close()
-        if policy.cancels_upstream(recording.readers, ended=recording.end is not None):
+        live.patience = max(live.patience, patience)
+        wait = policy.lease(
+            ended=recording.end is not None,
+            over=answer.over,
+            readers=recording.readers,
+            held=live.held,
+            patience=live.patience,
+        )
+        if wait <= 0:
             taken = reader.offset == recording.size
-            live.cancel(
-                policy.end_of_leaving(over=answer.over, declared_error=answer.facts.error, taken=taken)
-            )
+            end = policy.end_of_leaving(over=answer.over, declared_error=answer.facts.error, taken=taken)
+            self._give_up(live, end if end.outcome is not Outcome.CANCELLED else _LEFT)
+        elif wait < math.inf:
+            live.timer = self._loop.call_later(wait, self._give_up, live, _LEFT)
+
+    def cancel(self, live: Live, fault: Fault) -> None:
+        """Somebody who may wants it to end: whoever reads it is told why."""
+        self.forget(live)
+        self._give_up(live, End(Outcome.CANCELLED, fault))
+
+    def drain(self) -> None:
+        """Nobody can come back now: give up what only waits for that."""
+        for live in list(self._live):
+            if live.timer is not None:
+                self._give_up(live, _LEFT)
 
     def stop(self, fault: Fault) -> None:
         """End every call now: what is still running gets `fault`, unless all of it had been said."""
@@ -57,9 +132,51 @@ class Hub:
                 over=live.answer.over,
                 declared_error=live.answer.facts.error,
             )
-            live.cancel(end)
+            self._give_up(live, end)
+
+    def close(self) -> None:
+        """Forget what is kept."""
+        self._shelf.close()
+
+    def _give_up(self, live: Live, end: End) -> None:
+        if live.timer is not None:
+            live.timer.cancel()
+            live.timer = None
+        if end.outcome is Outcome.CANCELLED:
+            self.forget(live)  # half an answer is of no use to anybody
+        live.cancel(end)
+
+    def _joinable(self, live: Live | None, ask: Ask) -> Live | None:
+        if live is None:
+            return None
+        recording = live.recording
+        joins = policy.may_join(
+            ended=recording.end is not None,
+            retained=recording.retained,
+            plain=recording.head is not None and live.answer.identity,
+            same_coding=live.ask.coding == ask.coding,
+        )
+        return live if joins else None
 
     def _ended(self, live: Live, task: asyncio.Task[None]) -> None:
         self._live.discard(live)
+        if live.ask.key is not None and self._by_key.get(live.ask.key) is live:
+            del self._by_key[live.ask.key]
+        if self._by_identity.get(live.ask.identity) is live:
+            del self._by_identity[live.ask.identity]
+        if live.timer is not None:
+            live.timer.cancel()
+            live.timer = None
+        if live.name is not None:
+            self._shelf.end(live.name, live)
+        self._settle(live)
+        if not self._live:
+            self.idle.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_fault(error)
+
+    @staticmethod
+    def _settle(live: Live) -> None:
+        settled, live.settled = live.settled, []
+        for tell in settled:
+            tell()

@@ -6,12 +6,17 @@ client's pace on to the upstream. The pump owns the source and closes it, whatev
 """
 
 import asyncio
+from collections.abc import Callable
+
+import msgspec
 
 from sidecar.core import policy
 from sidecar.core.answer import Answer
 from sidecar.core.errors import RefusedError, UpstreamError
+from sidecar.core.latency import NO_LABELS, Labels
 from sidecar.core.recording import Recording
 from sidecar.core.types import End, Fault, Outcome, Timings
+from sidecar.engine.shelf import Shelf
 from sidecar.engine.source import Call, Source, Upstream
 
 HIGH = 512 * 1024
@@ -19,19 +24,76 @@ LOW = 128 * 1024
 """Bytes between the upstream and the fastest reader at which the upstream is paused and resumed."""
 
 
+RETAINED = 8 << 20
+"""Bytes of a stream that are kept from its start on; a longer one only passes through."""
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """By what another request finds a call, to join it instead of making its own."""
+
+    identity: bytes = b""
+    """Of the request, byte for byte; empty where it cannot be told, because its body streamed past."""
+    key: bytes | None = None
+    """Of everything that may change the answer; None for a call that is not shared."""
+    coding: bytes = b""
+    """Its `Accept-Encoding`: a compressed answer is for those who asked for the same."""
+    idempotency: bytes | None = None
+    """Its `Idempotency-Key`."""
+
+
+NO_ASK = Ask()
+
+
 class Live:
-    """An upstream call that is going on: the recording it fills, and what is known of it."""
+    """An upstream call: the recording it fills, what is known of it, and who may find it."""
 
-    __slots__ = ("_source", "answer", "arrived", "end_on_cancel", "recording", "task", "timings")
+    __slots__ = (
+        "_source",
+        "answer",
+        "arrived",
+        "ask",
+        "charged",
+        "configured",
+        "end_on_cancel",
+        "held",
+        "labels",
+        "name",
+        "patience",
+        "recording",
+        "settled",
+        "shelf",
+        "task",
+        "timer",
+        "timings",
+    )
 
-    def __init__(self, recording: Recording, answer: Answer) -> None:
+    def __init__(
+        self, recording: Recording, answer: Answer, ask: Ask = NO_ASK, labels: Labels = NO_LABELS
+    ) -> None:
         self.recording = recording
         self.answer = answer
+        self.ask = ask
+        self.labels = labels
         self.timings = Timings()
         self.arrived = 0.0
         """When the latest bytes came, by `time.perf_counter`."""
         self.end_on_cancel = End(Outcome.CANCELLED)
         self.task: asyncio.Task[None] | None = None
+        self.name: str | None = None
+        """The id under which clients can come back to it; None until one was told."""
+        self.shelf: Shelf | None = None
+        self.charged = 0
+        self.held = False
+        """A job needs it, whoever reads it or does not."""
+        self.configured = 0.0
+        """See `policy.patience`: what goes for clients that ask for nothing."""
+        self.patience = 0.0
+        """The most that a client which has left was granted."""
+        self.timer: asyncio.TimerHandle | None = None
+        """Runs while nobody reads it."""
+        self.settled: list[Callable[[], None]] = []
+        """Who waits to hear what became of a call that its clients had left: that it has ended, or that
+        somebody reads it again."""
         self._source: Source | None = None
 
     def cancel(self, end: End | None = None) -> None:
@@ -47,6 +109,8 @@ class Live:
         """The head is here."""
         self._source = source
         self.answer.begin(source.head)
+        if self.answer.resumable and not self.recording.retained:
+            self.recording.keep(RETAINED)
         self.recording.commit(source.head)
 
     def take(self, chunk: bytes) -> None:
@@ -58,9 +122,27 @@ class Live:
         if ends and recording.retained:
             recording.events.extend(ends)
         recording.append(chunk)
+        if self.shelf is not None:
+            self._count(len(chunk) + 8 * len(ends))
         if recording.backlog > HIGH:
             source.pause()
             recording.when_room(self, LOW)
+
+    def close(self, now: float) -> End:
+        """The body ended cleanly: what end was that?"""
+        source, recording, answer = self._source, self.recording, self.answer
+        assert source is not None
+        ends = answer.close(now)
+        if ends and recording.retained:
+            recording.events.extend(ends)
+        return policy.end_of_body(
+            whole=answer.whole, declared_error=answer.facts.error, status=source.head.status
+        )
+
+    def learn(self) -> None:
+        """Read an answer that was not a stream, once it has ended; for after the client has it."""
+        if self.recording.end is not None:
+            self.answer.read_whole(self.recording.whole() or b"")
 
     def release(self) -> None:
         """The source is closed. Source and call hold each other; a cut here leaves nothing for the
@@ -72,6 +154,15 @@ class Live:
         if self._source is not None:
             self._source.resume()
 
+    def _count(self, grown: int) -> None:
+        shelf, name = self.shelf, self.name
+        assert shelf is not None
+        assert name is not None
+        if self.recording.retained:
+            shelf.charge(self, grown)
+        else:
+            shelf.drop(name)  # too long to be kept
+
 
 async def pump(upstream: Upstream, call: Call, live: Live) -> None:
     """Make the call and record its answer, to its end or the first fault."""
@@ -81,10 +172,7 @@ async def pump(upstream: Upstream, call: Call, live: Live) -> None:
         source = await upstream.open(call, live.timings)
         live.begin(source)
         await source.deliver(live.take)
-        whole = answer.close(source.arrived)
-        recording.finish(
-            policy.end_of_body(whole=whole, declared_error=answer.facts.error, status=source.head.status)
-        )
+        recording.finish(live.close(source.arrived))
     except (UpstreamError, RefusedError) as error:
         recording.finish(
             policy.end_of_fault(

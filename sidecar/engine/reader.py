@@ -16,6 +16,10 @@ Pause = Literal["behind", "silent", "end"]
 """Why a flow of bytes paused: the client has to catch up, nothing came for a while, all is said."""
 
 
+class LostError(Exception):
+    """The reader was too far behind the others: the bytes it wanted next are gone."""
+
+
 class Reader:
     """One client's view of a recording. Used by one task."""
 
@@ -29,11 +33,14 @@ class Reader:
         "_timer",
         "_waiter",
         "_write",
+        "lost",
         "offset",
     )
 
     def __init__(self, recording: Recording, loop: asyncio.AbstractEventLoop, offset: int = 0) -> None:
+        """Raises ValueError when the bytes at `offset` are gone."""
         self.offset = offset
+        self.lost = False
         self._recording = recording
         self._loop = loop
         self._waiter: asyncio.Future[None] | None = None
@@ -49,7 +56,7 @@ class Reader:
         waiter = self._waiter
         if waiter is None or waiter.done():
             return
-        if self._write is not None and self._recording.size > self.offset:
+        if self._write is not None and self._recording.size > self.offset and not self.lost:
             try:
                 self._behind = self._pass_on(self._write)
             except Exception as error:  # noqa: BLE001 - reason: it is the reader's, not the upstream's
@@ -84,12 +91,14 @@ class Reader:
         """Hand bytes to `write` as they come, each in the moment it is recorded, until there is something
         else to do. `write` returns whether its side is behind, and has to catch up first.
 
-        Raises what `write` raises.
+        Raises what `write` raises, and LostError.
         """
         recording = self._recording
         self._write = write
         try:
             while True:
+                if self.lost:
+                    raise LostError
                 if self._behind or (recording.size > self.offset and self._pass_on(write)):
                     self._behind = False
                     return "behind"
@@ -103,9 +112,11 @@ class Reader:
             self._write = None
 
     async def read(self) -> bytes | None:
-        """All bytes past the offset, joined; b"" at the end; None on silence."""
+        """All bytes past the offset, joined; b"" at the end; None on silence. Raises LostError."""
         recording = self._recording
         while True:
+            if self.lost:
+                raise LostError
             if recording.size > self.offset:
                 if self._interval:
                     self._idle = False

@@ -11,14 +11,16 @@ import msgspec
 from sidecar.core.dialects import Dialect
 from sidecar.core.dialects.base import read_ask
 from sidecar.core.errors import RefusedError
-from sidecar.core.headers import index, request_fields, tokens
+from sidecar.core.headers import directives, index, request_fields, tokens
 from sidecar.core.types import Intent, Request
+from sidecar.core.values import Patience
 from sidecar.engine.source import Call
 from sidecar.web.body import Body
 from sidecar.web.incoming import Incoming
 from sidecar.web.routes import Route
 
 _TARGET = re.compile(rb"/[^\x00-\x20\x7f]*")
+_LONGEST_WAIT = 3600.0
 _SURPRISES = (ValueError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError)
 
 
@@ -71,6 +73,26 @@ def intent(dialect: Dialect | None, request: Request, body: Body) -> Intent:
         return dialect.intent(request.path, parsed)
     except _SURPRISES:
         return dialect.intent(request.path, {})
+
+
+def patience(value: bytes | None) -> float | None:
+    """`Slipstream-Disconnect` as `policy.patience` takes it. Raises RefusedError for what is none."""
+    if value is None:
+        return None
+    try:
+        return Patience.parse(value.decode("ascii", "replace"))
+    except ValueError as error:
+        raise RefusedError("bad_request", f"Slipstream-Disconnect: {error}", close=False) from None
+
+
+def preference(request: Request) -> float | None:
+    """Seconds that a request for a background job is willing to wait for its answer (RFC 7240, 4.1 and
+    4.3); None without `Prefer: respond-async`."""
+    prefer = request.fields.get(b"prefer")
+    if prefer is None or b"respond-async" not in directives(prefer):
+        return None
+    found = [part.partition(b"=")[2].strip(b' "') for part in tokens(prefer) if part.startswith(b"wait")]
+    return min(float(found[0]), _LONGEST_WAIT) if found and found[0][:9].isdigit() else 0.0
 
 
 def call(request: Request, route: Route, body: Body, *, identity: bool) -> Call:

@@ -1,20 +1,24 @@
 """From a recording to the client: head, bytes as they come, signs of life, and an honest end.
 
 One `Render` serves one reader. It writes the upstream's bytes unchanged and adds, at event boundaries
-only, what the dialect allows: a keepalive in silence, an error frame when the upstream is lost.
+only, what the dialect allows: a keepalive in silence, an error frame when the upstream is lost. Clients
+that can use them get ids as the last field of each event.
 """
 
 import time
+from collections.abc import Callable
 
+import msgspec
 import orjson
 
 from sidecar.core.dialects import Dialect
 from sidecar.core.errors import KINDS, RefusedError, problem, status_of
 from sidecar.core.headers import end_to_end
 from sidecar.core.latency import Trace, server_timing
+from sidecar.core.stamp import Stamper
 from sidecar.core.types import End, Fault, Head, Outcome
 from sidecar.engine.pump import Live
-from sidecar.engine.reader import Reader
+from sidecar.engine.reader import LostError, Reader
 from sidecar.web.reply import ClientGoneError, Reply
 
 EARLY_TYPE = {"sse": b"text/event-stream", "ndjson": b"application/x-ndjson"}
@@ -22,42 +26,61 @@ EARLY_TYPE = {"sse": b"text/event-stream", "ndjson": b"application/x-ndjson"}
 _ERROR_BODY = 64 * 1024
 
 
+class View(msgspec.Struct, frozen=True):
+    """How one client sees an answer."""
+
+    interval: float
+    """Of keepalives, in seconds."""
+    early: float = 0.0
+    """Seconds to wait for the head before a 200 is committed; 0: as long as it takes."""
+    ids: bool = False
+    """Whether the client can use event ids."""
+    number: int = 0
+    """Events the client has already; the reader stands behind them."""
+    named: Callable[[Live], str] | None = None
+    """Gives the id under which the client can come back to a stream; None: it is not told any."""
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+    """Further fields of the head."""
+
+
 class Render:
     """The way of one answer to one client."""
 
-    __slots__ = ("_dialect", "_interval", "_live", "_reader", "_ready_at", "_reply", "_trace")
+    __slots__ = ("_dialect", "_live", "_reader", "_ready_at", "_reply", "_stamper", "_trace", "_view")
 
     def __init__(
-        self,
-        reply: Reply,
-        trace: Trace,
-        live: Live,
-        reader: Reader,
-        dialect: Dialect | None,
-        interval: float,
+        self, reply: Reply, trace: Trace, live: Live, reader: Reader, dialect: Dialect | None, view: View
     ) -> None:
-        """`dialect`: the request's, known before any answer; `interval`: of keepalives, in seconds."""
+        """`dialect`: the request's, known before any answer."""
         self._reply = reply
         self._trace = trace
         self._live = live
         self._reader = reader
         self._dialect = dialect
-        self._interval = interval
+        self._view = view
         self._ready_at = 0.0
+        self._stamper: Stamper | None = None
 
-    async def run(self, early: float) -> None:
-        """Serve the answer to its end. `early`: seconds to wait for the head before a 200 is committed.
+    async def run(self) -> None:
+        """Serve the answer to its end.
 
         Raises ClientGoneError, and RefusedError while nothing has been written.
         """
+        try:
+            await self._run()
+        except LostError:
+            self._reply.cut(reset=True)
+            raise ClientGoneError("the client was too far behind the others") from None
+
+    async def _run(self) -> None:
         live, reader, reply = self._live, self._reader, self._reply
         recording = live.recording
-        if early:
-            reader.every(early)
+        if self._view.early:
+            reader.every(self._view.early)
         while (head := await reader.head()) is None and recording.end is None:
             if not reply.started:
                 self._commit_early()
-                reader.every(self._interval)
+                reader.every(self._view.interval)
             self._keepalive(self._dialect.keepalive if self._dialect else None)
         self._trace.timings = live.timings
         if head is None:
@@ -65,6 +88,7 @@ class Render:
         elif reply.started and not live.answer.framed:
             await self._report_head(head)
         else:
+            self._number_events()
             if not reply.started:
                 self._start(head)
             await self._body()
@@ -73,7 +97,7 @@ class Render:
         live, reader, reply = self._live, self._reader, self._reply
         answer = live.answer
         # Also ends the clock of an early commit: nothing is written into a body of a declared length.
-        reader.every(self._interval if answer.framed and reply.insertable else 0)
+        reader.every(self._view.interval if answer.framed and reply.insertable else 0)
         while (pause := await reader.flow(self._forward)) != "end":
             if pause == "behind":
                 await reply.drained()
@@ -88,6 +112,8 @@ class Render:
         """Write the next bytes; returns whether the client is behind."""
         reply, trace = self._reply, self._trace
         behind = reply.behind
+        if self._stamper is not None:
+            data = self._stamper.stamp(data, self._reader.offset - len(data))
         reply.write(data)
         if behind or reply.behind:
             return True
@@ -99,22 +125,47 @@ class Render:
     def _start(self, head: Head) -> None:
         trace, reply, answer = self._trace, self._reply, self._live.answer
         fields = end_to_end(head.headers, head.fields)
+        sized = b"content-length" in head.fields
+        if sized and (self._stamper is not None or self._reader.offset):
+            # It is the length of another body than this client gets.
+            fields = [field for field in fields if field[0].lower() != b"content-length"]
+            sized = False
         trace.stream = trace.stream or answer.streaming
         if answer.events_are_separate:
             if b"x-accel-buffering" not in head.fields:
                 fields.append((b"X-Accel-Buffering", b"no"))
             if b"cache-control" not in head.fields:
                 fields.append((b"Cache-Control", b"no-cache"))
+        fields += self._own_fields(answer.resumable)
         fields.append((b"Server-Timing", server_timing(trace)))
         trace.status = head.status
         recording = self._live.recording
-        first = recording.take(self._reader) if recording.size else b""
+        first = recording.take(self._reader) if recording.size > self._reader.offset else b""
+        if first and self._stamper is not None:
+            first = self._stamper.stamp(first, self._reader.offset - len(first))
         try:
-            sized = b"content-length" in head.fields
             reply.start(head.status, head.reason, fields, sized=sized, body=first)
         except ValueError as error:
             raise RefusedError("upstream_protocol", str(error)) from None
         trace.head_at = time.perf_counter()
+
+    def _number_events(self) -> None:
+        live, view = self._live, self._view
+        if view.ids and view.named is not None and live.answer.takes_ids and self._nameable:
+            name = view.named(live)
+            self._stamper = Stamper(live.answer, live.recording.events, name, view.number)
+
+    @property
+    def _nameable(self) -> bool:
+        """Whether all of it is there for a client that comes back, or once was."""
+        return self._live.name is not None or self._live.recording.retained
+
+    def _own_fields(self, resumable: bool) -> list[tuple[bytes, bytes]]:  # noqa: FBT001 - a fact of the answer
+        fields = list(self._view.fields)
+        if resumable and self._view.named is not None and self._nameable:
+            self._trace.stream_id = self._view.named(self._live)
+            fields.append((b"Slipstream-Stream-Id", self._trace.stream_id.encode()))
+        return fields
 
     def _end(self, end: End) -> None:
         reply, trace, answer = self._reply, self._trace, self._live.answer
@@ -158,6 +209,7 @@ class Render:
             (b"Content-Type", kind),
             (b"X-Accel-Buffering", b"no"),
             (b"Cache-Control", b"no-cache"),
+            *self._own_fields(resumable=True),
         ]
         self._reply.start(200, b"OK", fields, sized=False)
         self._trace.status = 200
@@ -209,7 +261,7 @@ def error_parts(fault: Fault, dialect: Dialect | None = None) -> tuple[bytes, li
         (b"Content-Length", b"%d" % len(body)),
         (b"Slipstream-Error", fault.kind.encode()),
     ]
-    if fault.kind in ("overloaded", "draining"):
+    if fault.kind in ("overloaded", "draining", "jobs_unavailable"):
         fields.append((b"Retry-After", b"1"))
     return body, fields
 
@@ -217,7 +269,10 @@ def error_parts(fault: Fault, dialect: Dialect | None = None) -> tuple[bytes, li
 _REASONS = {
     400: b"Bad Request",
     404: b"Not Found",
+    405: b"Method Not Allowed",
     408: b"Request Timeout",
+    409: b"Conflict",
+    410: b"Gone",
     413: b"Content Too Large",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",

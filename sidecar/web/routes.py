@@ -61,6 +61,8 @@ class Route(msgspec.Struct, frozen=True):
     header: bytes | None
     cut: int
     """Bytes of the request's path that only chose the upstream."""
+    patience: float | None
+    """What this upstream's configuration says of clients that leave."""
 
     def target(self, request: Request) -> bytes:
         """The target as the upstream gets it."""
@@ -77,6 +79,8 @@ class Routes:
         else:
             tables = config.upstreams or PROVIDERS
         made = [_route(table, prefix) for table in tables for prefix in table.paths]
+        self._patience = sorted(config.disconnect.paths.items(), key=lambda item: len(item[0]), reverse=True)
+        self._default = config.disconnect.default
         self._routes = sorted(made, key=lambda route: route.weight, reverse=True)
         self.tables = tables
 
@@ -90,6 +94,14 @@ class Routes:
             if route.pattern.match(request.path) and (route.header is None or route.header in request.fields):
                 return route
         return None
+
+    def patience(self, path: str, route: Route) -> float:
+        """Seconds that a call there may go on when its client has left: as configured for the path, else
+        for the upstream, else for all."""
+        for prefix, seconds in self._patience:
+            if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
+                return seconds
+        return self._default if route.patience is None else route.patience
 
 
 def provider(dialect: Dialect, origin: Origin) -> str | None:
@@ -118,4 +130,5 @@ def _route(table: UpstreamTable, prefix: str) -> Route:
         weight=(len(literal), table.header is not None),
         header=table.header.lower().encode() if table.header else None,
         cut=len(literal.encode()) if table.strip and "*" not in literal else 0,
+        patience=table.disconnect,
     )

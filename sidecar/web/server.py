@@ -6,6 +6,7 @@ gets past this module is one well-framed request.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -26,6 +27,8 @@ LINGERING = 32
 LINGER = 2.0
 """Seconds for which bytes that nobody reads are still taken, so that an answer is not lost to a reset."""
 
+_LONG_ID = re.compile(rb"(?i)\nlast-event-id:[^\r\n]{1024}")
+
 Handler = Callable[[Incoming], Awaitable[Sent]]
 Refuse = Callable[[Incoming, RefusedError], Sent]
 
@@ -37,8 +40,9 @@ class Protocol(web.RequestHandler):
         "_between",
         "_body_bytes",
         "_counted",
-        "_header_bytes",
         "_header_timer",
+        "_long_id",
+        "_partial",
         "_rejected",
         "_seen",
         "_server",
@@ -50,7 +54,10 @@ class Protocol(web.RequestHandler):
         super().__init__(server, **kwargs)
         self._server = server
         self._seen = 0
-        self._header_bytes = 0
+        self._partial = b""
+        """What came of a head that is not complete."""
+        self._long_id = False
+        """The head that was too large was so for its `Last-Event-ID`."""
         self._header_timer: asyncio.TimerHandle | None = None
         self._rejected = False
         self._counted = False
@@ -83,17 +90,18 @@ class Protocol(web.RequestHandler):
         if self._rejected:
             return
         self.tail = data[-7:] if len(data) >= 7 else (self.tail + data)[-7:]
-        in_body = self._in_body
+        in_body, before = self._in_body, self._partial
         super().data_received(data)
         if self._request_count != self._seen:
             self._seen = self._request_count
             self._heads_done()
             if not isinstance(self._messages[-1][0], RawRequestMessage):
+                self._long_id = self._long_id or _LONG_ID.search(before + data) is not None
                 self._break_bodies()
         elif in_body:
             self._count_body(len(data))
         elif data:
-            self._count_head(len(data))
+            self._count_head(data)
 
     @property
     def _in_body(self) -> bool:
@@ -114,13 +122,15 @@ class Protocol(web.RequestHandler):
             self._break_bodies()
             self.transport.close()
 
-    def _count_head(self, came: int) -> None:
+    def _count_head(self, data: bytes) -> None:
         """These bytes are part of a head that is not complete."""
-        self._header_bytes += came
+        self._partial += data
         if self._header_timer is None:
             self._header_timer = self._loop.call_later(self._server.timeouts.client, self._too_slow)
-        if self._header_bytes > self._server.limits.headers:
-            self._reject("headers_too_large", f"they exceed {self._server.limits.headers} bytes")
+        if len(self._partial) > self._server.limits.headers:
+            self._long_id = self._long_id or _LONG_ID.search(self._partial) is not None
+            error = self._too_large()
+            self._reject(error.fault.kind, error.fault.detail)
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
         """aiohttp calls this for every body read, and then parses nothing again; most of the time nothing
@@ -155,7 +165,7 @@ class Protocol(web.RequestHandler):
     ) -> web.StreamResponse:
         """Render what aiohttp found wrong with a request, or what a handler did not catch."""
         if isinstance(exc, LineTooLong) or (message and "Too many headers" in message):
-            error = RefusedError("headers_too_large", f"they exceed {self._server.limits.headers} bytes")
+            error = self._too_large()
         elif isinstance(exc, HttpProcessingError) or status == 400:
             error = RefusedError("bad_request", "not valid HTTP/1.1")
         else:
@@ -163,6 +173,11 @@ class Protocol(web.RequestHandler):
             if exc is not None:
                 self._server.on_fault(exc)
         return cast("web.StreamResponse", self._server.refuse(cast("Incoming", request), error))
+
+    def _too_large(self) -> RefusedError:
+        if self._long_id:
+            return RefusedError("bad_request", "Last-Event-ID: longer than any event's id")
+        return RefusedError("headers_too_large", f"they exceed {self._server.limits.headers} bytes")
 
     def _break_bodies(self) -> None:
         """What came is not valid HTTP: a body that is still being read will never be whole.
@@ -177,14 +192,14 @@ class Protocol(web.RequestHandler):
                 body.set_exception(web.RequestPayloadError("the body is not valid HTTP"))
 
     def _heads_done(self) -> None:
-        self._header_bytes = 0
+        self._partial = b""
         if self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
 
     def _too_slow(self) -> None:
         self._header_timer = None
-        if self._header_bytes or not self._request_count:
+        if self._partial or not self._request_count:
             limit = self._server.timeouts.client
             self._reject("request_timeout", f"the headers were not complete within {limit:g} s")
 

@@ -7,15 +7,26 @@ import time
 from types import TracebackType
 from typing import Self
 
+import orjson
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.config import Config
+from sidecar.core.errors import RefusedError
 from sidecar.core.types import Fault
 from sidecar.engine.hub import Hub
+from sidecar.engine.jobdisk import JobDisk
+from sidecar.engine.jobs import Jobs
+from sidecar.engine.jobstate import status_of
+from sidecar.engine.shelf import Shelf
+from sidecar.stores.jobs import JobRecord, JobStore
+from sidecar.web.calls import Calls
 from sidecar.web.client import Client
+from sidecar.web.own import Own
 from sidecar.web.proxy import Log, Proxy
 from sidecar.web.routes import Routes
 from sidecar.web.server import Server
+from sidecar.web.submit import Submit, prepared
+from sidecar.web.webhooks import Webhooks, allowed, target
 
 _LAST_WORDS = 2.0
 """Seconds for the error frames of stragglers to leave."""
@@ -33,14 +44,37 @@ class Service:
         log: FilteringBoundLogger,
         lines: Log,
         tls: ssl.SSLContext | None = None,
+        *,
+        store: JobStore | None = None,
+        webhook_key: bytes = b"",
     ) -> None:
         """`lines` takes the latency lines, `log` everything else. `tls` is for calls to upstreams; the
-        system's trust store when left out."""
+        system's trust store when left out. `store` is where jobs are kept; without one there are none.
+
+        Raises ConfigError.
+        """
         self._config = config
         self._log = log
         self._client = Client(config.timeouts, config.limits, tls)
-        self._hub = Hub(self._client, self._on_fault)
-        self._proxy = Proxy(config, Routes(config), self._hub, secret, lines, self._on_fault)
+        self._hub = Hub(self._client, self._on_fault, Shelf(config.resume.keep, config.resume.memory))
+        origins = allowed(config.jobs.webhooks)
+        self._hooks = Webhooks(self._client, webhook_key)
+        self._origins = origins
+        calls = Calls(config, Routes(config), self._hub, secret)
+        self._jobs = Jobs(
+            self._hub,
+            JobDisk(store),
+            lambda order: prepared(calls, order),
+            self._job_ended,
+            self._tell,
+            self._on_fault,
+            keep=config.jobs.keep,
+            concurrency=config.jobs.concurrency,
+            queue=config.jobs.queue,
+        )
+        own = Own(secret, calls, self._jobs)
+        submit = Submit(config, secret, calls, self._jobs, origins)
+        self._proxy = Proxy(config, secret, calls, own, submit, lines, self._on_fault)
         self._listener: asyncio.Server | None = None
         self._server: Server | None = None
         self.url = ""
@@ -73,6 +107,7 @@ class Service:
         self._listener = await asyncio.get_running_loop().create_server(
             self._server, config.server.host, config.server.port, backlog=1024
         )
+        await self._jobs.start()
         address = self._listener.sockets[0].getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
         self.url = f"http://{host}:{address[1]}"
@@ -84,6 +119,8 @@ class Service:
         Returns whether everything had ended by itself.
         """
         self._proxy.draining = True
+        self._jobs.drain()
+        self._hub.drain()
         begun = time.perf_counter()
         clean = await self._settled(grace)
         if not clean:
@@ -96,12 +133,14 @@ class Service:
                 after_s=round(time.perf_counter() - begun, 3),
             )
             await self._settled(_LAST_WORDS)
+        await self._jobs.close()
         if self._listener is not None:
             self._listener.close()
         if self._server is not None:
             await self._server.shutdown(0.1)
         if self._listener is not None:
             await self._listener.wait_closed()
+        self._hub.close()
         self._client.close()
         return clean
 
@@ -109,9 +148,49 @@ class Service:
         try:
             async with asyncio.timeout(timeout):
                 await self._proxy.idle.wait()
+                await self._hub.idle.wait()
         except TimeoutError:
             return False
         return True
+
+    def _job_ended(self, record: JobRecord) -> None:
+        details, error = record.details, record.error
+        self._log.info(
+            "job",
+            job_id=record.id,
+            status=record.status,
+            tenant=record.labels.get("tenant"),
+            path=record.labels.get("path"),
+            model=record.labels.get("model"),
+            queued_ms=round((record.started - record.created) * 1000, 3) if record.started else None,
+            total_ms=round((record.ended - record.created) * 1000, 3) if record.ended else None,
+            events=details.get("events"),
+            input_tokens=details.get("input_tokens"),
+            output_tokens=details.get("output_tokens"),
+            error=error.kind if error is not None else None,
+        )
+
+    async def _tell(self, record: JobRecord, jobs: Jobs) -> None:
+        """POST a job's end to the URL its client named, as long as configuration allows it."""
+        tries = record.webhook_attempts
+
+        async def on_attempt(number: int, delivered: bool) -> None:  # noqa: FBT001 - the deliverer's
+            nonlocal tries
+            tries = number
+            await jobs.webhook_result(record, "delivered" if delivered else "pending", number)
+
+        delivered = False
+        try:
+            where = target(record.webhook or "", self._origins)
+            body = orjson.dumps({**status_of(record), "webhook": None})
+            delivered = await self._hooks.deliver(
+                where, record.id, body, attempts=record.webhook_attempts, on_attempt=on_attempt
+            )
+        except RefusedError:
+            pass  # the configuration has changed: it is not allowed any more
+        if not delivered:
+            await jobs.webhook_result(record, "failed", tries)
+            self._log.warning("webhook_failed", job_id=record.id, attempts=tries)
 
     def _on_fault(self, error: BaseException) -> None:
         # The type and place, not the message: it might quote a request.

@@ -93,19 +93,26 @@ def test_flags_before_environment_before_file(cli, clean, key, in_file, in_envir
 
 
 def test_every_key_is_also_a_variable():
-    samples = {Duration: "7s", Size: "7KiB"}
+    samples = {Duration: "7s", Size: "7KiB", bool: "false", list: "https://x,https://y"}
+    spelt = {
+        "log.format": "json",
+        "cache.mode": "off",
+        "disconnect.default": "grace=7",
+        "disconnect.paths": "/a=finish,/b=grace=7",
+    }
     for key in KEYS:
         default = value_of(Config(), key)
         sample = samples.get(
             type(default), "1" if isinstance(default, int) else "warning" if key == "log.level" else None
         )
-        if key in ("log.format", "cache.mode"):
-            sample = {"log.format": "json", "cache.mode": "off"}[key]
-        sample = sample or ("http://x" if key == "server.upstream" else "x")
+        sample = spelt.get(key) or sample or ("http://x" if key == "server.upstream" else "x")
         variable = "SLIPSTREAM_" + key.replace(".", "__").upper()
         found = load(environment={variable: sample})
         assert found.origins == {key: variable}
-        assert str(value_of(found.config, key)) in (sample, "7.0", "7168")
+        value = value_of(found.config, key)
+        told = {"False", "['https://x', 'https://y']", "{'/a': inf, '/b': 7.0}"}
+        assert str(value) in (sample, "7.0", "7168", *told)
+        assert value != default or key == "server.workers"
 
 
 @pytest.mark.parametrize(
@@ -360,7 +367,9 @@ def test_the_schema_knows_every_key(cli):
     for key in KEYS:
         section, _, name = key.partition(".")
         assert name in tables[section]["properties"]
-    assert set(tables["upstreams"]["items"]["properties"]) == {"name", "url", "paths", "header", "strip"}
+    assert set(tables["upstreams"]["items"]["properties"]) == {
+        *("name", "url", "paths", "header", "strip", "disconnect")
+    }
 
 
 def test_unset_flags_and_other_variables_change_nothing():

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from sidecar.core.fingerprint import credential, tenant
+from sidecar.core.fingerprint import caller, credential
 from sidecar.core.headers import index
 from sidecar.core.types import Request
 
@@ -15,6 +15,10 @@ SECRET = b"s" * 32
 def request(*headers, query=""):
     target = b"/v1/x" + (b"?" + query.encode() if query else b"")
     return Request("POST", target, "/v1/x", query, headers, index(headers))
+
+
+def tenant(secret, asking):
+    return caller(secret, asking).tenant
 
 
 BEARER = (b"Authorization", b"Bearer sk-1")
@@ -46,6 +50,7 @@ ASKERS = [
 def test_different_askers_have_different_tenants():
     for one, other in combinations(ASKERS, 2):
         assert tenant(SECRET, one) != tenant(SECRET, other), (one, other)
+        assert caller(SECRET, one).scope != caller(SECRET, other).scope
 
 
 @pytest.mark.parametrize(
@@ -83,3 +88,6 @@ def test_the_id_says_nothing_about_the_credential():
 def test_without_a_credential_there_is_no_tenant(anonymous):
     assert credential(anonymous) is None
     assert tenant(SECRET, anonymous) is None
+    # It is a scope of its own, and not that of an empty credential.
+    assert caller(SECRET, anonymous).scope == caller(SECRET, request()).scope
+    assert caller(SECRET, anonymous).scope not in {caller(SECRET, asker).scope for asker in ASKERS}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sidecar.core.latency import Gaps, Heard, Trace, record, server_timing, trace_id
+from sidecar.core.latency import Gaps, Heard, Labels, Trace, record, server_timing, trace_id
 from sidecar.core.types import Outcome, Timings
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -57,6 +57,7 @@ def test_many_gaps_are_thinned_evenly(count):
 FULL = {
     "request_id": "r",
     "trace_id": TRACE,
+    "stream_id": "s1",
     "tenant": "t",
     "method": "POST",
     "path": "/v1/chat/completions",
@@ -88,6 +89,7 @@ FULL = {
     "events": 5,
     "bytes": 999,
     "keepalives": 4,
+    "resumed_from": None,
     "retries": 1,
     "feature": "search",
     "error": "upstream_closed",
@@ -99,11 +101,8 @@ def test_every_field_of_a_full_line():
         trace_id=TRACE,
         tenant="t",
         feature="search",
-        upstream="openai",
-        provider="openai",
-        operation="chat",
-        model="gpt",
-        stream=True,
+        labels=Labels("openai", "openai", "chat", "gpt", stream=True),
+        stream_id="s1",
         status=200,
         waited=0.05,
         timings=Timings(started=100.06, connected=100.085, sent=100.09, head=100.48, retries=1),

@@ -1,11 +1,23 @@
 """sidecar.core.policy and sidecar.core.errors: what is decided, and what an error is called."""
 
 import json
+import math
 
 import pytest
 
 from sidecar.core.errors import KINDS, RefusedError, UpstreamError, outcome_of, problem, sentence, status_of
-from sidecar.core.policy import cancels_upstream, end_of_body, end_of_fault
+from sidecar.core.policy import (
+    end_of_body,
+    end_of_fault,
+    is_retry,
+    lease,
+    may_join,
+    may_share,
+    patience,
+    starts_again,
+    stays_away,
+    takes_ids,
+)
 from sidecar.core.types import End, Fault, Outcome
 
 CLOSED = Fault("upstream_closed", "in the middle")
@@ -14,11 +26,153 @@ SLOW = Fault("request_timeout", "the body")
 UNREACHABLE = Fault("upstream_unreachable", "refused")
 
 
+FINISH = math.inf
+
+
 @pytest.mark.parametrize(
-    ("readers", "ended", "cancels"), [(0, False, True), (0, True, False), (1, False, False), (2, True, False)]
+    ("asked", "configured", "resumable", "granted"),
+    [
+        # By default, cancel; a client that can come back has a moment to.
+        (None, 0.0, False, 0.0),
+        (None, 0.0, True, 15.0),
+        (None, 60.0, False, 60.0),
+        (None, 60.0, True, 60.0),
+        (None, FINISH, False, FINISH),
+        (None, FINISH, True, FINISH),
+        # What the request says goes before what is configured, either way.
+        (0.0, FINISH, True, 0.0),
+        (0.0, 0.0, True, 0.0),
+        (5.0, 0.0, False, 5.0),
+        (5.0, 60.0, True, 5.0),
+        (FINISH, 0.0, False, FINISH),
+    ],
 )
-def test_a_call_that_nobody_reads_is_given_up(readers, ended, cancels):
-    assert cancels_upstream(readers, ended=ended) is cancels
+def test_what_a_client_that_leaves_is_granted(asked, configured, resumable, granted):
+    assert patience(asked=asked, configured=configured, resumable=resumable, short=15.0) == granted
+
+
+@pytest.mark.parametrize(
+    ("ended", "over", "readers", "held", "patience", "seconds"),
+    [
+        # Nobody wants it: it ends now, or when its client's time is up.
+        (False, False, 0, False, 0.0, 0.0),
+        (False, False, 0, False, 30.0, 30.0),
+        (False, False, 0, False, FINISH, FINISH),
+        # Everything had been said: there is nothing to wait for, whatever was granted.
+        (False, True, 0, False, 30.0, 0.0),
+        (False, True, 0, False, FINISH, 0.0),
+        # Somebody else reads it, or a job holds it.
+        (False, False, 1, False, 0.0, FINISH),
+        (False, True, 1, False, 0.0, FINISH),
+        (False, False, 0, True, 0.0, FINISH),
+        (False, True, 0, True, 0.0, FINISH),
+        (False, False, 2, True, 0.0, FINISH),
+        # It has ended by itself.
+        (True, True, 0, False, 0.0, FINISH),
+        (True, False, 0, False, 0.0, FINISH),
+    ],
+)
+def test_how_long_a_call_goes_on_when_a_reader_has_left(ended, over, readers, held, patience, seconds):
+    assert lease(ended=ended, over=over, readers=readers, held=held, patience=patience) == seconds
+
+
+@pytest.mark.parametrize(
+    ("accept", "last", "takes"),
+    [
+        (None, None, False),
+        ("*/*", None, False),
+        ("application/json", None, False),
+        ("text/*", None, False),
+        ("text/event-stream", None, True),
+        ("Text/Event-Stream", None, True),
+        ("application/json, text/event-stream;charset=utf-8", None, True),
+        ("text/event-stream;q=0", None, False),
+        ("text/event-stream; q=0, */*", None, False),
+        ("text/event-streams", None, False),
+        (None, "s:1", True),
+        ("application/json", "", True),
+    ],
+)
+def test_who_gets_event_ids(accept, last, takes):
+    fields = {b"accept": accept and accept.encode(), b"last-event-id": last is not None and last.encode()}
+    given = {name: value for name, value in fields.items() if isinstance(value, bytes)}
+    assert takes_ids(given) is takes
+
+
+@pytest.mark.parametrize(
+    ("control", "shares"),
+    [
+        (b"", True),
+        (b"max-age=5", True),
+        (b"no-store", False),
+        (b"No-Cache", False),
+        (b"max-age=5 , no-cache=x", False),
+        (b"no-storey", True),
+    ],
+)
+def test_who_shares_a_call(control, shares):
+    assert may_share({b"cache-control": control}) is shares
+    assert may_share({})
+
+
+@pytest.mark.parametrize(
+    ("ended", "retained", "plain", "same", "joins"),
+    [
+        (False, True, True, True, True),
+        (False, True, True, False, True),
+        # It may turn out to be compressed, in a way that only some can read.
+        (False, True, False, True, True),
+        (False, True, False, False, False),
+        (True, True, True, True, False),
+        (False, False, True, True, False),
+    ],
+)
+def test_which_calls_can_be_joined(ended, retained, plain, same, joins):
+    assert may_join(ended=ended, retained=retained, plain=plain, same_coding=same) is joins
+
+
+@pytest.mark.parametrize(
+    ("count", "retry"),
+    [
+        (None, False),
+        (b"0", False),
+        (b"1", True),
+        (b"12", True),
+        (b"-1", False),
+        (b"x", False),
+        (b"9" * 5000, True),
+    ],
+)
+def test_what_an_sdk_calls_a_retry(count, retry):
+    assert is_retry({} if count is None else {b"x-stainless-retry-count": count}) is retry
+
+
+@pytest.mark.parametrize(
+    ("fault", "begun", "again"),
+    [
+        (UNREACHABLE, False, True),
+        (Fault("upstream_timeout", ""), False, True),
+        (Fault("upstream_closed", ""), False, True),
+        (Fault("upstream_closed", ""), True, False),
+        (Fault("stopped", ""), False, False),
+        (Fault("draining", ""), False, False),
+        (None, False, False),
+    ],
+)
+def test_whose_joined_call_is_worth_another(fault, begun, again):
+    assert starts_again(fault, begun=begun) is again
+
+
+EVENT_SOURCE = {b"accept": b"text/event-stream", b"cache-control": b"no-cache", b"last-event-id": b"s:1"}
+
+
+@pytest.mark.parametrize(
+    ("method", "without", "away"),
+    [("GET", None, True), ("POST", None, False), *[("GET", name, False) for name in EVENT_SOURCE]],
+)
+def test_who_is_told_not_to_come_back(method, without, away):
+    fields = {name: value for name, value in EVENT_SOURCE.items() if name != without}
+    assert stays_away(method, fields) is away
 
 
 @pytest.mark.parametrize(
@@ -65,6 +219,14 @@ STATUSES = {
     "bad_request": (400, Outcome.REFUSED),
     "no_upstream": (404, Outcome.REFUSED),
     "not_found": (404, Outcome.REFUSED),
+    "method_not_allowed": (405, Outcome.REFUSED),
+    "job_unfinished": (409, Outcome.REFUSED),
+    "stopped": (410, Outcome.CANCELLED),
+    "gone": (410, Outcome.REFUSED),
+    "body_too_large": (413, Outcome.REFUSED),
+    "answer_too_large": (502, Outcome.REFUSED),
+    "interrupted": (502, Outcome.REFUSED),
+    "jobs_unavailable": (503, Outcome.REFUSED),
     "request_timeout": (408, Outcome.REFUSED),
     "headers_too_large": (431, Outcome.REFUSED),
     "internal": (500, Outcome.REFUSED),

@@ -19,6 +19,7 @@ class Reader:
         self.start = offset
         self.got = b""
         self.woken = 0
+        self.lost = False
 
     def wake(self):
         self.woken += 1
@@ -47,7 +48,7 @@ def test_any_interleaving_gives_every_reader_the_same_bytes(operations, limit):
             sent += value
         elif name == "attach":
             reader = Reader(min(value, len(sent)))
-            held = len(sent) <= limit or not readers or reader.offset >= min(r.offset for r in readers)
+            held = len(sent) <= limit or reader.offset >= min((r.offset for r in readers), default=len(sent))
             try:
                 recording.attach(reader)
             except ValueError:

@@ -7,8 +7,11 @@ from typing import Any, TypeVar
 from sidecar.core.answer import Answer
 from sidecar.core.dialects import recognise
 from sidecar.core.headers import index
+from sidecar.core.recording import Recording
 from sidecar.core.types import Head, Intent, Request, Timings
 from sidecar.engine.hub import Hub
+from sidecar.engine.pump import NO_ASK, RETAINED, Ask, Live
+from sidecar.engine.shelf import Shelf
 from sidecar.engine.source import Call, Origin
 
 Result = TypeVar("Result")
@@ -139,18 +142,26 @@ class Rig:
     """A hub on a scripted upstream. `faults`: what the hub reported as the sidecar's own mistakes."""
 
     def __init__(
-        self, *pieces: bytes | BaseException, waits: bool = False, refuses: BaseException | None = None
+        self,
+        *pieces: bytes | BaseException,
+        waits: bool = False,
+        refuses: BaseException | None = None,
+        keep: float = 600.0,
+        memory: int = 1 << 28,
     ) -> None:
         self.source = ScriptedSource().give(*pieces)
         self.upstream = ScriptedUpstream(refuses or self.source, waits=waits)
         self.faults: list[BaseException] = []
-        self.hub = Hub(self.upstream, self.faults.append)
+        self.shelf = Shelf(keep, memory)
+        self.hub = Hub(self.upstream, self.faults.append, self.shelf)
 
-    def start(self, *, retain: bool = True) -> Any:
+    def start(self, *, retain: bool = True, ask: Ask = NO_ASK) -> Any:
         """(live, reader) of a new call."""
         request = Request("POST", PATH.encode(), PATH, "", (), {})
         answer = Answer(request, recognise("POST", PATH), Intent("m", stream=True))
-        return self.hub.start(CALL, answer, retain=retain)
+        live = Live(Recording(limit=RETAINED if retain else 0), answer, ask)
+        self.hub.start(live, CALL)
+        return live, self.hub.read(live)
 
 
 async def everything(reader: Any) -> bytes:

@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from sidecar.core.types import End, Fault, Outcome
+from sidecar.core.headers import index
+from sidecar.core.types import End, Fault, Head, Outcome
 from sidecar.engine.pump import HIGH
 from sidecar.engine.reader import Reader
 from tests.engine.rig import CALL, DONE, Rig, everything, run, settled
@@ -45,7 +46,7 @@ def test_the_call_is_given_up_when_its_last_reader_leaves(phase):
     async def main():
         rig, live, reader = await at(phase)
         rig.hub.leave(live, reader)
-        assert live.recording.end == End(Outcome.CANCELLED)
+        assert (live.recording.end.outcome, live.recording.end.fault.kind) == (Outcome.CANCELLED, "stopped")
         await settled()
         assert_gone(rig, live, phase)
 
@@ -101,14 +102,23 @@ def test_a_call_is_made_once_and_as_given():
     run(main)
 
 
-@pytest.mark.parametrize(("retain", "kept"), [(True, DONE), (False, None)])
-def test_only_what_is_asked_for_is_retained(retain, kept):
+@pytest.mark.parametrize(
+    ("retain", "kind", "kept"),
+    [
+        (True, b"application/json", True),
+        (False, b"application/json", False),
+        (False, b"text/event-stream", True),
+    ],
+)
+def test_streams_are_retained_and_what_is_asked_for(retain, kind, kept):
     async def main():
         rig = Rig(DONE, b"")
+        fields = ((b"Content-Type", kind),)
+        rig.source.head = Head(200, b"OK", fields, index(fields))
         live, reader = rig.start(retain=retain)
         await everything(reader)
         await settled()
-        assert live.recording.whole() == kept
+        assert live.recording.whole() == (DONE if kept else None)
         rig.hub.leave(live, reader)
 
     run(main)

@@ -6,8 +6,7 @@ import pytest
 
 from sidecar.core.errors import RefusedError, UpstreamError
 from sidecar.core.types import Outcome, Timings
-from sidecar.engine.hub import RETAINED
-from sidecar.engine.pump import HIGH, LOW
+from sidecar.engine.pump import HIGH, LOW, RETAINED
 from tests.engine.rig import DONE, HEAD, TIMINGS, Rig, everything, run, settled
 
 EVENT = b'data: {"choices":[{"delta":{"content":"x"}}]}\n\n'
@@ -51,8 +50,9 @@ def test_everything_is_recorded_as_it_comes():
 
 
 def test_events_are_noted_only_while_the_body_is_kept():
+    # A stream is kept, whether it was asked for or not: its client may come back to it.
     live, got, _ = ending(EVENT, DONE, b"", retain=False)
-    assert (got, list(live.recording.events)) == (EVENT + DONE, [])
+    assert (got, list(live.recording.events)) == (EVENT + DONE, [len(EVENT), len(EVENT + DONE)])
     assert (live.answer.events, live.answer.deltas) == (2, 1)
     # An answer that outgrows what is kept forgets the ones it had noted.
     many = RETAINED // len(EVENT) + 2

@@ -1,0 +1,109 @@
+"""The streams that clients may come back to: those that run, and for a while those that have ended.
+
+All of them together stay within a budget of bytes. What has to go goes at once and whole, the streams
+that ended first before those that still run, and is gone for good: nobody gets half of an answer.
+"""
+
+import asyncio
+from typing import Protocol
+
+from sidecar.core.recording import Recording
+
+_FIXED = 4096
+"""What a stream is counted as taking beside its bytes: the head, what is known of it, and Python."""
+
+
+class Kept(Protocol):
+    """A call, as the shelf sees it."""
+
+    recording: Recording
+    shelf: "Shelf | None"
+    charged: int
+    """Bytes it counts for here."""
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody needs all of it, whatever it takes."""
+
+
+class Shelf:
+    """Calls by id."""
+
+    def __init__(self, keep: float, memory: int) -> None:
+        """`keep`: seconds after the end; `memory`: bytes."""
+        self._keep = keep
+        self._memory = memory
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[str, Kept] = {}
+        self._ended: dict[str, tuple[Kept, float]] = {}
+        """With the time at which each goes; in this order, because all are kept equally long."""
+        self._timer: asyncio.TimerHandle | None = None
+        self.used = 0
+
+    def __len__(self) -> int:
+        return len(self._running) + len(self._ended)
+
+    def put(self, name: str, kept: Kept) -> None:
+        """From now on a client may come back to it."""
+        self._running[name] = kept
+        kept.shelf = self
+        self.charge(kept, _FIXED + kept.recording.size)
+
+    def get(self, name: str) -> Kept | None:
+        """The call of that id, if all of it is still there."""
+        if name in self._ended:
+            return self._ended[name][0]
+        return self._running.get(name)
+
+    def charge(self, kept: Kept, count: int) -> None:
+        """Its recording has grown by `count` bytes."""
+        kept.charged += count
+        self.used += count
+        if self.used > self._memory:
+            self._make_room()
+
+    def end(self, name: str, kept: Kept) -> None:
+        """It is over: its time runs from now."""
+        if self._running.pop(name, None) is None:
+            return
+        self._ended[name] = (kept, self._loop.time() + self._keep)
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._keep, self._sweep)
+
+    def drop(self, name: str) -> None:
+        """Nobody can come back to it any more."""
+        if name in self._ended:
+            kept, _ = self._ended.pop(name)
+        elif name in self._running:
+            kept = self._running.pop(name)
+        else:
+            return
+        self.used -= kept.charged
+        kept.charged, kept.shelf = 0, None
+
+    def close(self) -> None:
+        """Forget everything."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for name in [*self._ended, *self._running]:
+            self.drop(name)
+
+    def _make_room(self) -> None:
+        while self._ended and self.used > self._memory:
+            self.drop(next(iter(self._ended)))
+        while self.used > self._memory:
+            oldest = next((name for name, kept in self._running.items() if not kept.held), None)
+            if oldest is None:
+                return
+            recording = self._running[oldest].recording
+            self.drop(oldest)
+            recording.keep(0)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for name, (_, until) in list(self._ended.items()):
+            if until > now:
+                self._timer = self._loop.call_later(until - now, self._sweep)
+                return
+            self.drop(name)

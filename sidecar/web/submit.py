@@ -1,0 +1,121 @@
+"""`Prefer: respond-async`: a request becomes a background job, and its client gets an address for it."""
+
+import asyncio
+import time
+
+from sidecar.config import Config
+from sidecar.core.dialects import recognise
+from sidecar.core.errors import RefusedError
+from sidecar.core.fingerprint import Caller
+from sidecar.core.headers import index
+from sidecar.core.ids import mint
+from sidecar.core.types import Request
+from sidecar.engine.jobs import Job, Jobs, Work
+from sidecar.engine.jobstate import status_of
+from sidecar.engine.source import Origin
+from sidecar.stores.jobs import JobRecord, Order
+from sidecar.web.body import Body
+from sidecar.web.calls import Asked, Calls
+from sidecar.web.incoming import Incoming
+from sidecar.web.own import RESERVED, send_json
+from sidecar.web.visit import Visit
+from sidecar.web.webhooks import target
+
+
+class Submit:
+    """Takes jobs in."""
+
+    def __init__(
+        self, config: Config, secret: bytes, calls: Calls, jobs: Jobs, webhooks: frozenset[Origin]
+    ) -> None:
+        self._limit = config.limits.body
+        self._secret = secret
+        self._calls = calls
+        self._jobs = jobs
+        self._webhooks = webhooks
+
+    async def serve(self, visit: Visit, raw: Incoming, request: Request, caller: Caller, wait: float) -> None:
+        """Serve one request. `wait`: seconds its client would rather wait. Raises RefusedError."""
+        hook = request.fields.get(b"slipstream-webhook")
+        if hook is not None:
+            target(hook.decode("latin-1"), self._webhooks)
+        asked = await self._calls.receive(visit, raw, request, whole=True)
+        if asked.body.more is not None:
+            detail = f"a job's body may have {self._limit} bytes (limits.body)"
+            raise RefusedError("body_too_large", detail)
+        record = _record(visit, asked, mint(self._secret, caller.scope, "j"), hook)
+        # The preference has been met here; an upstream that meets it too would answer with a job of its own.
+        headers = tuple(field for field in request.headers if field[0].lower() != b"prefer")
+        order = Order(request.method, request.target, headers, asked.body.kept, request.http10)
+        job = await self._jobs.submit(record, order, work(asked))
+        visit.trace.stream_id = record.id
+        if wait and await self._ended(job, wait):
+            await self._calls.follow(visit, await self._jobs.result(record.id), request, caller, plain=True)
+            return
+        fields = (
+            (b"Location", f"{RESERVED}jobs/{record.id}".encode()),
+            (b"Preference-Applied", b"respond-async"),
+            (b"Slipstream-Stream-Id", record.id.encode()),
+        )
+        visit.trace.status = 202
+        visit.trace.head_at = time.perf_counter()
+        send_json(visit.reply, 202, b"Accepted", status_of(job.record, job.live), *fields)
+
+    async def _ended(self, job: Job, wait: float) -> bool:
+        try:
+            async with asyncio.timeout(wait):
+                await job.done.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+def work(asked: Asked) -> Work:
+    """A request as a job's work."""
+    return Work(asked.call, asked.answer(), asked.labels)
+
+
+def prepared(calls: Calls, order: Order) -> Work:
+    """An order from disk as a job's work, by today's configuration. Raises RefusedError."""
+    path, _, query = order.target.partition(b"?")
+    request = Request(
+        method=order.method,
+        target=order.target,
+        path=path.decode("utf-8", "backslashreplace"),
+        query=query.decode("utf-8", "backslashreplace"),
+        headers=order.headers,
+        fields=index(order.headers),
+        http10=order.http10,
+    )
+    route = calls.route(request, request.path)
+    dialect = recognise(request.method, request.path)
+    return work(calls.asked(request, route, dialect, Body(order.body, None, 0.0)))
+
+
+def _record(visit: Visit, asked: Asked, name: str, hook: bytes | None) -> JobRecord:
+    labels, trace = asked.labels, visit.trace
+    return JobRecord(
+        id=name,
+        status="queued",
+        created=time.time(),
+        started=None,
+        ended=None,
+        labels={
+            "method": asked.request.method,
+            "path": trace.path,
+            # The rest of a query may hold a credential.
+            "query": "alt=sse" if "alt=sse" in asked.request.query.split("&") else "",
+            "upstream": labels.upstream,
+            "provider": labels.provider,
+            "operation": labels.operation,
+            "model": labels.model,
+            "stream": labels.stream,
+            "tenant": trace.tenant,
+            "feature": trace.feature,
+        },
+        details={},
+        error=None,
+        webhook=hook.decode("latin-1") if hook is not None else None,
+        webhook_state="pending" if hook is not None else "none",
+        webhook_attempts=0,
+    )

@@ -1,0 +1,62 @@
+"""One client request while it is served, and the line that is left of it."""
+
+from sidecar.core.dialects import Dialect
+from sidecar.core.latency import Heard, Trace, record
+from sidecar.core.types import Outcome
+from sidecar.engine.pump import Live
+from sidecar.web.reply import Reply
+
+NAME = 128
+"""Characters of a name chosen by a client or an upstream that a log line repeats."""
+
+
+class Visit:
+    """What belongs to one request."""
+
+    __slots__ = ("dialect", "live", "logged", "reply", "taken", "trace")
+
+    def __init__(self, method: str, reply: Reply) -> None:
+        self.reply = reply
+        self.trace = Trace.begin(method)
+        self.dialect: Dialect | None = None
+        self.live: Live | None = None
+        self.taken = False
+        """The client has been sent all that there was of the answer."""
+        self.logged = False
+
+    def line(self, now: float) -> dict[str, object]:
+        """The latency line of a request that ended at `now` (`time.perf_counter`)."""
+        trace, live = self.trace, self.live
+        if live is not None:
+            trace.timings = live.timings
+            live.learn()
+            if live.answer.facts.error and trace.status == 200 and trace.outcome is Outcome.COMPLETE:
+                trace.outcome = Outcome.UPSTREAM_ERROR
+        return record(trace, heard(live, self.reply.bytes), now)
+
+
+def heard(live: Live | None, sent: int) -> Heard:
+    """What the answer itself told. `sent`: bytes of body sent to the client."""
+    if live is None:
+        return Heard(bytes=sent)
+    answer = live.answer
+    facts = answer.facts
+    return Heard(
+        response_model=facts.model and facts.model[:NAME],
+        input_tokens=facts.input_tokens,
+        output_tokens=facts.output_tokens,
+        cached_input_tokens=facts.cached_input_tokens,
+        reasoning_tokens=facts.reasoning_tokens,
+        events=answer.events,
+        deltas=answer.deltas,
+        bytes=sent,
+        first_at=answer.first_at,
+        first_kind=answer.first_kind,
+        last_at=answer.last_at,
+        gaps=answer.gaps,
+    )
+
+
+def name(value: bytes | None) -> str | None:
+    """A name out of a header, for the line."""
+    return value.decode("ascii", "replace")[:NAME] if value else None
