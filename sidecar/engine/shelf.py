@@ -1,7 +1,8 @@
 """The streams that clients may come back to: those that run, and for a while those that have ended.
 
 All of them together stay within a budget of bytes. What has to go goes at once and whole, the streams
-that ended first before those that still run, and is gone for good: nobody gets half of an answer.
+that ended first before those that still run, and is gone for good: nobody gets half of an answer. From a
+quarter of the budget on, what nobody is reading just now is packed.
 """
 
 import asyncio
@@ -11,6 +12,9 @@ from sidecar.core.recording import Recording
 
 _FIXED = 4096
 """What a stream is counted as taking beside its bytes: the head, what is known of it, and Python."""
+_TIGHT = 4
+_BLOCKS = 8
+"""What is packed of a stream that has ended: not more than the event loop can spare the time for."""
 
 
 class Kept(Protocol):
@@ -57,6 +61,8 @@ class Shelf:
 
     def charge(self, kept: Kept, count: int) -> None:
         """Its recording has grown by `count` bytes."""
+        if (self.used + count) * _TIGHT > self._memory:
+            count -= kept.recording.pack()
         kept.charged += count
         self.used += count
         if self.used > self._memory:
@@ -66,6 +72,9 @@ class Shelf:
         """It is over: its time runs from now."""
         if self._running.pop(name, None) is None:
             return
+        if self.used * _TIGHT > self._memory:
+            for _ in range(_BLOCKS):
+                self.charge(kept, 0)
         self._ended[name] = (kept, self._loop.time() + self._keep)
         if self._timer is None:
             self._timer = self._loop.call_later(self._keep, self._sweep)

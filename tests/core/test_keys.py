@@ -49,7 +49,9 @@ def all_differ(found):
 
 @given(OBJECTS, OBJECTS, RANDOM, RANDOM)
 def test_bodies_share_a_key_exactly_when_they_mean_the_same(one, other, dice, more):
-    keys = [key(body=written(value, how).encode()) for value, how in ((one, dice), (one, more), (other, more))]
+    keys = [
+        key(body=written(value, how).encode()) for value, how in ((one, dice), (one, more), (other, more))
+    ]
     assert keys[0] == keys[1] is not None
     assert (keys[1] == keys[2]) == (meaning(one) == meaning(other))
 
@@ -137,10 +139,14 @@ def of_size(size, start=b"{"):
 def test_a_large_body_is_keyed_by_its_bytes():
     small, blank = of_size(LARGEST), of_size(LARGEST + 1, b"{ ")
     assert json.loads(small) == json.loads(blank)
-    assert key(body=small[:1] + b" " + small[1:-2] + b'"}') == key(body=small[:-3] + b'"}') != key(body=small)
+    one_less, spread_out = small[:-3] + b'"}', b"{ " + small[1:-3] + b'"}'
+    assert len(spread_out) == LARGEST
+    assert key(body=spread_out) == key(body=one_less) != key(body=small)
     # One byte more than is looked at: only the bytes are left to go by.
     broken = b"\xff" * (LARGEST + 1)
-    all_differ([key(body=body) for body in (small, blank, blank[:-1] + b" ", blank + b" ", broken, broken + b"\xff")])
+    all_differ(
+        [key(body=body) for body in (small, blank, blank[:-1] + b" ", blank + b" ", broken, broken + b"\xff")]
+    )
     assert key(body=blank) == key(body=bytes(bytearray(blank)))
 
 
@@ -374,7 +380,9 @@ def test_other_processes_find_the_same_keys():
         hashes.add(hashed)
         told.add(keys)
     assert len(hashes) == 3
-    assert told == {str([(key(*headers, body=body), ident(*headers, body=body)) for headers, body in spread()])}
+    assert told == {
+        str([(key(*headers, body=body), ident(*headers, body=body)) for headers, body in spread()])
+    }
 
 
 def test_another_form_of_the_key_needs_another_version():

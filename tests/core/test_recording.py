@@ -31,6 +31,7 @@ OPERATIONS = st.lists(
         st.tuples(st.just("take"), st.integers(0, 3)),
         st.tuples(st.just("attach"), st.integers(0, 40)),
         st.tuples(st.just("detach"), st.integers(0, 3)),
+        st.tuples(st.just("pack"), st.just(0)),
     ),
     max_size=40,
 )
@@ -38,6 +39,12 @@ OPERATIONS = st.lists(
 
 @given(OPERATIONS, st.sampled_from([0, 12, 1 << 20]))
 def test_any_interleaving_gives_every_reader_the_same_bytes(operations, limit):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sidecar.core.recording.BLOCK", 4)
+        interleave(operations, limit)
+
+
+def interleave(operations, limit):
     recording, sent = Recording(limit=limit), b""
     readers = [Reader()]
     recording.attach(readers[0])
@@ -46,6 +53,9 @@ def test_any_interleaving_gives_every_reader_the_same_bytes(operations, limit):
         if name == "append":
             recording.append(value)
             sent += value
+        elif name == "pack":
+            packed = recording.pack()
+            assert packed <= 4
         elif name == "attach":
             reader = Reader(min(value, len(sent)))
             held = len(sent) <= limit or reader.offset >= min((r.offset for r in readers), default=len(sent))
