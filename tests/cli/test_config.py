@@ -1,6 +1,7 @@
 """sidecar.config and sidecar.cli.config: every value's way into the configuration, and every refusal."""
 
 import json
+import math
 import re
 import tomllib
 
@@ -9,7 +10,9 @@ import pytest
 
 from sidecar.cli.config import schema
 from sidecar.config import KEYS, Config, load
-from sidecar.core.values import ConfigError, Duration, Size
+from sidecar.core.types import Request
+from sidecar.core.values import ConfigError, Duration, Patience, Size
+from sidecar.web.routes import Routes
 
 SECRET = "hunter2"
 
@@ -41,6 +44,17 @@ DEFAULTS = {
     "limits.requests": 10_000,
     "keepalive.interval": 15,
     "keepalive.early": 0,
+    "disconnect.default": 0,
+    "disconnect.paths": {},
+    "resume.keep": 600,
+    "resume.memory": 256 << 20,
+    "resume.grace": 15,
+    "jobs.keep": 86_400,
+    "jobs.concurrency": 16,
+    "jobs.queue": 1000,
+    "jobs.webhooks": [],
+    "cache.mode": "exact",
+    "cache.collapse": True,
     "shutdown.grace": 30,
     "log.level": "info",
 }
@@ -382,3 +396,87 @@ def test_a_configuration_cannot_be_changed():
         load(environment={}).config.server.port = 1
     assert issubclass(ConfigError, Exception)
     assert not issubclass(ConfigError, msgspec.MsgspecError)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds", "shown"),
+    [
+        ("cancel", 0, "cancel"),
+        ("Finish", math.inf, "finish"),
+        ("grace=30", 30, "grace=30"),
+        ("grace = 2m", 120, "grace=120"),
+        ("grace=250ms", 0.25, "grace=0.25"),
+        ("grace=0", 0, "cancel"),
+    ],
+)
+def test_what_becomes_of_a_call(written, seconds, shown):
+    assert Patience.parse(written) == seconds
+    assert str(Patience.parse(written)) == shown
+
+
+@pytest.mark.parametrize(
+    "written", ["", "grace", "grace=", "grace=-1", "grace=x", "graces=1", "keep", 5, None, True]
+)
+def test_what_is_no_way_to_leave(written):
+    with pytest.raises(ValueError, match="expected"):
+        Patience.parse(written)
+
+
+def test_who_says_what_becomes_of_a_call(tmp_path):
+    file = tmp_path / "slipstream.toml"
+    file.write_text(
+        """
+        [disconnect]
+        default = "grace=5"
+        paths = { "/v1/responses" = "finish", "/v1" = "grace=9", "/v1/responses/x" = "cancel" }
+        [[upstreams]]
+        name = "kept"
+        url = "http://127.0.0.1:1"
+        paths = ["/kept", "/v1"]
+        disconnect = "finish"
+        [[upstreams]]
+        name = "other"
+        url = "http://127.0.0.1:2"
+        """
+    )
+    routes = Routes(load(environment={}, file=file).config)
+
+    def patience(path):
+        request = Request("POST", path.encode(), path, "", (), {})
+        return routes.patience(path, routes.match(request))
+
+    assert patience("/other") == 5
+    assert patience("/kept/x") == math.inf
+    assert patience("/v1/chat/completions") == 9  # the path's goes before the upstream's
+    assert patience("/v1/responses") == math.inf
+    assert patience("/v1/responses/y") == math.inf
+    assert patience("/v1/responses/x") == 0
+    assert patience("/v1/responsesx") == 9
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        '[disconnect]\npaths = { "v1" = "finish" }',
+        '[disconnect]\npaths = { "/v1" = "end" }',
+        "[disconnect]\npaths = 5",
+    ],
+)
+def test_a_path_that_is_none_is_one_line(tmp_path, table):
+    file = tmp_path / "slipstream.toml"
+    file.write_text(table)
+    with pytest.raises(ConfigError, match=r"^disconnect\.paths[^\n]+$"):
+        load(environment={}, file=file)
+
+
+def test_the_file_that_config_show_prints_is_the_same_configuration(cli, tmp_path):
+    file = tmp_path / "slipstream.toml"
+    file.write_text(
+        '[disconnect]\ndefault = "finish"\npaths = { "/a b" = "grace=1.5" }\n[jobs]\nwebhooks = ["https://x.test"]\n'
+        '[[upstreams]]\nname = "u"\nurl = "http://u.test"\ndisconnect = "grace=3"\n'
+    )
+    code, out, _ = cli("config", "show", "--config", str(file))
+    assert code == 0
+    again = tmp_path / "again.toml"
+    again.write_text(out)
+    assert load(environment={}, file=again).config == load(environment={}, file=file).config
