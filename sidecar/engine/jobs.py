@@ -271,6 +271,7 @@ class Jobs:
 
     async def _expire(self) -> None:
         try:
-            await self._disk.expire(time.time() - self._keep)
+            while await self._disk.expire(time.time() - self._keep):
+                pass  # a part at a time, so that others who wait for the disk have their turn
         except StoreError:
             pass  # they take space until the disk works again

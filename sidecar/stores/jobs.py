@@ -65,8 +65,8 @@ _ORDER_GONE = "DELETE FROM orders WHERE seq = (SELECT seq FROM jobs WHERE id = ?
 
 _STEP = 16 << 20
 """Bytes deleted in one transaction."""
-_MOST = 256 << 20
-"""Bytes deleted in one call of `expire`: some two seconds."""
+_MOST = 128 << 20
+"""Bytes deleted in one call of `expire`: a second or two."""
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -236,7 +236,7 @@ class JobStore:
     def expire(self, before: float) -> int:
         """Delete jobs that ended before that time, first those that ended first; how many.
 
-        Space goes back to the file system. After 256 MiB it stops, so that others need not wait for long:
+        Space goes back to the file system. After 128 MiB it stops, so that others need not wait for long:
         whoever wants to be rid of more calls again until there are none.
         """
         count, size = 0, 0

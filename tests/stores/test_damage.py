@@ -121,6 +121,31 @@ def test_a_damaged_header(folder, place):
     opened_empty(folder)
 
 
+@pytest.mark.parametrize("content", [b"\0", b"\xff"], ids=["zeros", "ones"])
+@pytest.mark.parametrize("page", range(2, 10))
+def test_a_page_that_was_overwritten(folder, page, content):
+    """The second says what the others are for, the rest are the first of each table and index."""
+    damaged = bytearray((folder / DATABASE).read_bytes())
+    damaged[(page - 1) * 4096 : page * 4096] = content * 4096
+    (folder / DATABASE).write_bytes(damaged)
+    opened_empty(folder)
+
+
+def test_a_row_that_its_index_does_not_know(folder):
+    by_hand(
+        folder / DATABASE,
+        "PRAGMA writable_schema = ON",
+        "CREATE TABLE kept AS SELECT * FROM sqlite_master WHERE name = 'jobs_ended'",
+        "DELETE FROM sqlite_master WHERE name = 'jobs_ended'",
+        "PRAGMA writable_schema = RESET",
+        "DELETE FROM jobs WHERE id = 'ended-1'",
+        "PRAGMA writable_schema = ON",
+        "INSERT INTO sqlite_master SELECT * FROM kept",
+        "DROP TABLE kept",
+    )
+    opened_empty(folder)
+
+
 def test_any_flipped_bits(original, tmp_path):
     """They may go unnoticed in what SQLite takes as it is; but nothing else than a StoreError comes of it."""
     content = (original / DATABASE).read_bytes()

@@ -5,15 +5,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 
 import pytest
 
 from sidecar.stores.jobs import FolderInUseError, JobStore
 from tests.stores.child import answer_to, body_of
 from tests.stores.rig import DATABASE, FAULT, child, order, record
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, locks and limits are POSIX")
 
 KILLS = 30
 LATER = {
