@@ -49,6 +49,12 @@ def is_retry(fields: Mapping[bytes, bytes]) -> bool:
     return count.isdigit() and int(count[:9]) > 0
 
 
+def is_repeated(*, retry: bool, name: bytes | None, before: bytes | None) -> bool:
+    """Whether a request is one that was sent before, in the same bytes. `name`, `before`: the
+    `Idempotency-Key` of each; different ones mean different operations, whatever is in them."""
+    return name == before if name is not None and before is not None else retry
+
+
 def starts_again(fault: Fault | None, *, begun: bool) -> bool:
     """Whether a request whose joined call came to nothing is worth a call of its own."""
     return not begun and fault is not None and fault.kind.startswith("upstream_")
@@ -87,15 +93,12 @@ def end_of_body(*, whole: bool, declared_error: str | None, status: int) -> End:
     return End(Outcome.TRUNCATED, Fault("upstream_incomplete", detail))
 
 
-def end_of_leaving(*, over: bool, declared_error: str | None, taken: bool) -> End:
-    """How an answer ended whose client left.
-
-    Many SDKs hang up on the terminal marker, before the end of the body. `taken`: the client had been
-    sent all there was.
-    """
-    if over and taken:
-        return End(Outcome.COMPLETE if declared_error is None else Outcome.UPSTREAM_ERROR)
-    return End(Outcome.CANCELLED)
+def end_of_leaving(*, over: bool, declared_error: str | None) -> End | None:
+    """How an answer whose last reader has left ended, if it had. Many SDKs hang up on the terminal marker,
+    before the end of the body: all of it is there then."""
+    if not over:
+        return None
+    return End(Outcome.COMPLETE if declared_error is None else Outcome.UPSTREAM_ERROR)
 
 
 def end_of_fault(fault: Fault, *, begun: bool, over: bool, declared_error: str | None) -> End:

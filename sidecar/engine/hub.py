@@ -28,8 +28,9 @@ class Hub:
         self._on_fault = on_fault
         self._shelf = shelf
         self._live: set[Live] = set()
-        self._by_key: dict[bytes, Live] = {}
-        self._by_identity: dict[bytes, Live] = {}
+        self._by_key: dict[bytes, list[Live]] = {}
+        self._by_identity: dict[bytes, list[Live]] = {}
+        self._draining = False
         self._loop = asyncio.get_running_loop()
         self.idle = asyncio.Event()
         """Set while no call is running."""
@@ -45,10 +46,10 @@ class Hub:
         live.task = task = self._loop.create_task(pump(self._upstream, call, live))
         self._live.add(live)
         self.idle.clear()
-        if live.ask.key is not None:
-            self._by_key[live.ask.key] = live
+        if live.ask.key:
+            self._by_key.setdefault(live.ask.key, []).append(live)
         if live.ask.identity:
-            self._by_identity[live.ask.identity] = live
+            self._by_identity.setdefault(live.ask.identity, []).append(live)
         task.add_done_callback(lambda task: self._ended(live, task))
 
     def read(self, live: Live, offset: int = 0) -> Reader:
@@ -63,15 +64,16 @@ class Hub:
 
     def shared(self, ask: Ask) -> Live | None:
         """A running call that an identical request may share."""
-        return self._joinable(self._by_key.get(ask.key) if ask.key else None, ask)
+        running = self._by_key.get(ask.key, ()) if ask.key else ()
+        return next((live for live in running if _joinable(live, ask)), None)
 
     def repeated(self, ask: Ask, *, retry: bool) -> Live | None:
         """The running call that this request was already sent for. `retry`: an SDK says so."""
-        live = self._joinable(self._by_identity.get(ask.identity) if ask.identity else None, ask)
-        if live is None:
-            return None
-        named = ask.idempotency is not None and ask.idempotency == live.ask.idempotency
-        return live if retry or named else None
+        for live in self._by_identity.get(ask.identity, ()):
+            again = policy.is_repeated(retry=retry, name=ask.idempotency, before=live.ask.idempotency)
+            if again and _joinable(live, ask):
+                return live
+        return None
 
     # Streams that clients come back to.
 
@@ -105,10 +107,9 @@ class Hub:
             held=live.held,
             patience=live.patience,
         )
-        if wait <= 0:
-            taken = reader.offset == recording.size
-            end = policy.end_of_leaving(over=answer.over, declared_error=answer.facts.error, taken=taken)
-            self._give_up(live, end if end.outcome is not Outcome.CANCELLED else _LEFT)
+        if wait <= 0 or (self._draining and wait < math.inf):
+            end = policy.end_of_leaving(over=answer.over, declared_error=answer.facts.error)
+            self._give_up(live, end or _LEFT)
         elif wait < math.inf:
             live.timer = self._loop.call_later(wait, self._give_up, live, _LEFT)
 
@@ -118,7 +119,8 @@ class Hub:
         self._give_up(live, End(Outcome.CANCELLED, fault))
 
     def drain(self) -> None:
-        """Nobody can come back now: give up what only waits for that."""
+        """Nobody can come back from now on: give up what only waits for that."""
+        self._draining = True
         for live in list(self._live):
             if live.timer is not None:
                 self._give_up(live, _LEFT)
@@ -146,24 +148,14 @@ class Hub:
             self.forget(live)  # half an answer is of no use to anybody
         live.cancel(end)
 
-    def _joinable(self, live: Live | None, ask: Ask) -> Live | None:
-        if live is None:
-            return None
-        recording = live.recording
-        joins = policy.may_join(
-            ended=recording.end is not None,
-            retained=recording.retained,
-            plain=recording.head is not None and live.answer.identity,
-            same_coding=live.ask.coding == ask.coding,
-        )
-        return live if joins else None
-
     def _ended(self, live: Live, task: asyncio.Task[None]) -> None:
         self._live.discard(live)
-        if live.ask.key is not None and self._by_key.get(live.ask.key) is live:
-            del self._by_key[live.ask.key]
-        if self._by_identity.get(live.ask.identity) is live:
-            del self._by_identity[live.ask.identity]
+        live.task = None  # its traceback would hold this call, and this call the task
+        for found, key in ((self._by_key, live.ask.key), (self._by_identity, live.ask.identity)):
+            if key:
+                found[key].remove(live)
+                if not found[key]:
+                    del found[key]
         if live.timer is not None:
             live.timer.cancel()
             live.timer = None
@@ -180,3 +172,13 @@ class Hub:
         settled, live.settled = live.settled, []
         for tell in settled:
             tell()
+
+
+def _joinable(live: Live, ask: Ask) -> bool:
+    recording = live.recording
+    return policy.may_join(
+        ended=recording.end is not None,
+        retained=recording.retained,
+        plain=recording.head is not None and live.answer.identity,
+        same_coding=live.ask.coding == ask.coding,
+    )

@@ -153,6 +153,7 @@ class Jobs:
             self._queue.remove(name)
             job.live.end_on_cancel = End(Outcome.CANCELLED, fault)
             job.live.recording.finish(job.live.end_on_cancel)
+            self._hub.forget(job.live)
             await asyncio.shield(self._spawn(self._finish(job)))
         else:
             self._hub.cancel(job.live, fault)
@@ -223,12 +224,15 @@ class Jobs:
                 self._hub.start(live, work.call())
                 assert live.task is not None
                 await asyncio.wait({live.task})
+            else:
+                self._hub.forget(live)
         except StoreError as error:
             live.recording.finish(End(Outcome.REFUSED, Fault("jobs_unavailable", str(error))))
         except RefusedError as error:
             live.recording.finish(End(Outcome.REFUSED, error.fault))
         finally:
-            live.recording.finish(_STOPPING)
+            if live.recording.end is None:
+                live.recording.finish(_STOPPING)
             self._running -= 1
         await self._finish(job)
         self._kick()
@@ -246,8 +250,6 @@ class Jobs:
             job.record = msgspec.structs.replace(job.record, error=why)
         finally:
             live.held = False
-            if live.task is None:
-                self._hub.forget(live)
             job.done.set()
         self._told(job.record)
         if job.record.webhook is not None:

@@ -54,6 +54,7 @@ class Live:
         "ask",
         "charged",
         "configured",
+        "early",
         "end_on_cancel",
         "held",
         "labels",
@@ -85,6 +86,8 @@ class Live:
         self.charged = 0
         self.held = False
         """A job needs it, whoever reads it or does not."""
+        self.early = 0.0
+        """Seconds of waiting for its head after which clients get a 200; 0: as long as it takes."""
         self.configured = 0.0
         """See `policy.patience`: what goes for clients that ask for nothing."""
         self.patience = 0.0

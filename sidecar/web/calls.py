@@ -14,7 +14,7 @@ from sidecar.core.fingerprint import Caller, exact_key, identity
 from sidecar.core.ids import belongs, event_id, mint
 from sidecar.core.latency import Labels
 from sidecar.core.recording import Recording
-from sidecar.core.types import Fault, Intent, Outcome, Request
+from sidecar.core.types import Fault, Intent, Request
 from sidecar.engine.hub import Hub
 from sidecar.engine.pump import RETAINED, Ask, Live
 from sidecar.engine.source import Call
@@ -127,12 +127,12 @@ class Calls:
             if live is None:
                 limit = RETAINED if asked.dialect is not None else 0
                 live = Live(Recording(limit=limit), asked.answer(), ask, asked.labels)
-                live.configured = asked.configured
+                live.early, live.configured = asked.early, asked.configured
                 self._hub.start(live, asked.call())
             visit.trace.joined = joined
             visit.trace.cache = "collapsed" if joined else cache
             try:
-                await self.follow(visit, live, asked.request, caller, early=asked.early)
+                await self.follow(visit, live, asked.request, caller)
             except RefusedError:
                 end, begun = live.recording.end, live.recording.head is not None
                 if not joined or again or visit.reply.started or end is None:
@@ -203,7 +203,6 @@ class Calls:
         caller: Caller,
         number: int = 0,
         *,
-        early: float = 0.0,
         resumed: bool = False,
         plain: bool = False,
     ) -> None:
@@ -214,8 +213,9 @@ class Calls:
         trace, reply, fields = visit.trace, visit.reply, request.fields
         asked = intake.patience(fields.get(b"slipstream-disconnect"))
         ids = policy.takes_ids(fields) and not plain
+        told = resumed and self._told(live, number)
         try:
-            offset = live.recording.after(number)
+            offset = live.recording.size if told else live.recording.after(number)
             reader = self._hub.read(live, offset)
         except IndexError:
             raise RefusedError("not_found", "no stream has such an event", close=False) from None
@@ -227,15 +227,16 @@ class Calls:
             trace.joined, trace.resumed_from = True, number
             trace.cache = "bypass" if self._config.cache.mode != "off" else "off"
         try:
-            if resumed and self._all_said(live, offset) and policy.stays_away(request.method, fields):
+            if told and policy.stays_away(request.method, fields):
                 trace.status, trace.stream_id = 204, live.name
                 reply.start(204, b"No Content", (), sized=True)
                 return
             view = View(
                 interval=self._config.keepalive.interval,
-                early=early,
+                early=0.0 if plain else live.early,
                 ids=ids,
                 number=number,
+                told=told,
                 named=None if plain else lambda live: self._name(live, caller),
                 fields=() if plain or resumed else self._cache_status(visit),
             )
@@ -257,10 +258,15 @@ class Calls:
         return live.name
 
     @staticmethod
-    def _all_said(live: Live, offset: int) -> bool:
-        recording = live.recording
-        end = recording.end
-        return end is not None and end.outcome is Outcome.COMPLETE and recording.size == offset
+    def _told(live: Live, number: int) -> bool:
+        """Whether a client with that many events has all of a stream, to the error that ended it."""
+        recording, end = live.recording, live.recording.end
+        if end is None:
+            return False
+        last = len(recording.events)
+        if end.fault is not None:
+            return number == last + 1
+        return number == last and recording.after(last) == recording.size
 
     @staticmethod
     def _cache_status(visit: Visit) -> tuple[tuple[bytes, bytes], ...]:

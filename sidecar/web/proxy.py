@@ -69,8 +69,7 @@ class Proxy:
             visit.trace.outcome = Outcome.CANCELLED
             visit.reply.cut()
         except asyncio.CancelledError:
-            end = visit.live.recording.end if visit.live is not None and visit.taken else None
-            visit.trace.outcome = end.outcome if end is not None else Outcome.CANCELLED
+            visit.trace.outcome = visit.left()
             raise
         except Exception:  # reason: it is logged as ours by the server; here it must not look like success
             visit.trace.outcome, visit.trace.error = Outcome.REFUSED, "internal"

@@ -37,6 +37,8 @@ class View(msgspec.Struct, frozen=True):
     """Whether the client can use event ids."""
     number: int = 0
     """Events the client has already; the reader stands behind them."""
+    told: bool = False
+    """Whether the client has all of it, to the error that ended it."""
     named: Callable[[Live], str] | None = None
     """Gives the id under which the client can come back to a stream; None: it is not told any."""
     fields: tuple[tuple[bytes, bytes], ...] = ()
@@ -170,10 +172,14 @@ class Render:
     def _end(self, end: End) -> None:
         reply, trace, answer = self._reply, self._trace, self._live.answer
         trace.outcome = end.outcome
-        if end.fault is not None:
+        if self._view.told:
+            reply.finish()
+        elif end.fault is not None:
             trace.error = end.fault.kind
             if answer.framed and reply.insertable and answer.dialect is not None:
                 frame = answer.dialect.error_frame(end.fault, status_of(end.fault))
+                if self._stamper is not None:
+                    frame = self._stamper.closing(frame)
                 reply.write(answer.closing + frame)
             reply.cut()
         elif end.outcome is Outcome.CANCELLED:

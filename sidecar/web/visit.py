@@ -2,6 +2,7 @@
 
 from sidecar.core.dialects import Dialect
 from sidecar.core.latency import Heard, Trace, record
+from sidecar.core.policy import end_of_leaving
 from sidecar.core.types import Outcome
 from sidecar.engine.pump import Live
 from sidecar.web.reply import Reply
@@ -23,6 +24,15 @@ class Visit:
         self.taken = False
         """The client has been sent all that there was of the answer."""
         self.logged = False
+
+    def left(self) -> Outcome:
+        """What came of a request whose client has hung up: perhaps it had all it wanted."""
+        live = self.live
+        if live is None or not self.taken:
+            return Outcome.CANCELLED
+        answer = live.answer
+        end = live.recording.end or end_of_leaving(over=answer.over, declared_error=answer.facts.error)
+        return end.outcome if end is not None else Outcome.CANCELLED
 
     def line(self, now: float) -> dict[str, object]:
         """The latency line of a request that ended at `now` (`time.perf_counter`)."""

@@ -12,7 +12,7 @@ from tests.core.asking import answer_to
 from tests.core.oracle import BOM, blocks, events, split, streams
 
 NAME = "s" + "A" * 32
-OURS = re.compile(rb"id: s" + b"A" * 32 + rb":(\d+)\n")
+OURS = re.compile(rb"id: s" + b"A" * 32 + rb":(\d+)(?:\r\n|\n|\r)")
 
 
 class Tail:
@@ -76,6 +76,17 @@ def test_an_id_is_the_last_field_of_its_event(case):
         assert out[found.start() - 1 : found.start()] in (b"\n", b"\r")
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_its_line_ends_as_those_of_the_stream(end, size):
+    """anthropic-python looks for LF LF, CR CR or CRLF CRLF, and takes nothing else for the end of an event."""
+    body = b"data: 1" + end * 2 + b"event: x" + end + b"data: 2" + end * 2 + b"data: 3" + end * 2
+    out, _ = stamped([body[at : at + size] for at in range(0, len(body), size)])
+    assert out.count(end * 2) == 3
+    assert ids(out) == [0, 1, 2]
+    assert out.replace(end, b"").count(b"\n") + out.replace(end, b"").count(b"\r") == 0
+
+
 @given(streams(), st.data())
 def test_a_reader_from_any_event_on_gets_what_followed_with_the_ids_it_had(body, data):
     out, tail = stamped([body])
@@ -94,7 +105,7 @@ def test_the_first_event_is_whole_before_the_second_is_there(end):
     tail = Tail()
     first = tail.pass_on(b"data: 1" + end + end)
     assert ids(first) == [0]
-    assert tail.pass_on(b"data: 2" + end + end).endswith(b"id: %b:1\n" % NAME.encode() + end)
+    assert tail.pass_on(b"data: 2" + end + end).endswith(b"id: %b:1" % NAME.encode() + end * 2)
 
 
 def test_every_byte_by_itself():

@@ -1,0 +1,3 @@
+// Node's own fetch, with what an app writes around it.
+
+export { follow as default } from "./resume.mjs";
