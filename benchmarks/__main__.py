@@ -8,11 +8,12 @@ from pathlib import Path
 
 import orjson
 
+from benchmarks import own
 from benchmarks.measure import FULL, OTHERS, QUICK, Bench, LoadFailedError
 from benchmarks.peers import PeerError, provider
-from benchmarks.report import Row, as_json, machine, table
+from benchmarks.report import Row, as_json, machine, own_table, table
 
-PARTS = ("request", "event", "ttft", "memory", "startup")
+PARTS = ("request", "event", "ttft", "memory", "startup", "ids", "shared", "kept", "resume")
 QUIET = 0.1
 """Share of a core that others may have without it being mentioned."""
 BUSY = 0.85
@@ -33,13 +34,40 @@ def rows_of(bench: Bench, parts: set[str]) -> list[Row]:
         middle, tail = bench.added_ttft()
         rows.append(Row("added TTFT p50", "ms", middle, 1, digits=2, strict=True, compared=False))
         rows.append(Row("added TTFT p99", "ms", tail, digits=2, compared=False))
+    return rows + own_rows(bench, parts)
+
+
+def own_rows(bench: Bench, parts: set[str]) -> list[Row]:
+    rows = []
+    if "ids" in parts:
+        values = own.ids(bench)
+        rows.append(Row("CPU per event with ids", "us", values, 1.2, relative=True, base="without"))
+    if "shared" in parts:
+        values = own.second_reader(bench)
+        name = "CPU per event of a second reader"
+        rows.append(Row(name, "us", values, 0.5, relative=True, strict=True, base="first"))
+    if "kept" in parts:
+        opened, ended, note = own.memory_of_streams(bench)
+        name = "memory of 1000 streams of 1000 events"
+        rows.append(Row(f"{name}, open", "MB", opened, 200, digits=0, strict=True, base="body", note=note))
+        rows.append(Row("the same, ended and kept", "MB", ended, digits=0, base="body"))
+    if "resume" in parts:
+        ways, how = own.resumes(bench)
+        for name, way in zip(("resume of 1000 events", "resume after event 0"), ways, strict=True):
+            rows += [
+                Row(f"{name}, p50", "ms", way.middle, 5, digits=2, strict=True, base=""),
+                Row(f"{name}, p99", "ms", way.tail, 5, digits=2, strict=True, base=""),
+                Row(f"{name}, CPU", "us", way.cpu, digits=0, base=""),
+                Row(f"{name}, write calls", "", way.writes, 1, base=""),
+            ]
+        rows[-1] = rows[-1]._replace(note=f"Write calls were counted {how}.")
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="half a minute, not two and a half; less certain"
+        "--quick", action="store_true", help="three quarters of a minute, not four; less certain"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures there")
     parser.add_argument("--only", choices=PARTS, action="append", help="measure only this; may be repeated")
@@ -63,8 +91,12 @@ def main() -> None:
         sys.exit(f"could not measure: {error}")
     where = machine()
     print(f"{where['cores']} cores, Python {where['python']}, {where['system']}, {where['date']}\n")
-    print(table(rows), end="\n\n")
+    for text in (table(rows), own_table(rows)):
+        if text:
+            print(text, end="\n\n")
     for row in rows:
+        if row.note:
+            print(row.note)
         if "direct" in row.values:
             name = row.name.removeprefix("added ")
             print(f"{name} without a proxy: {row.figure('direct'):.2f} {row.unit}.")
@@ -75,6 +107,8 @@ def main() -> None:
 
 def report_helpers(busiest: dict[str, float]) -> None:
     """Whether the measuring itself stood in the way."""
+    if not busiest:
+        return
     shares = ", ".join(f"{name} {share:.0%}" for name, share in busiest.items())
     print(f"Share of a core, at most: {shares}.")
     if any(busiest[name] > BUSY for name in busiest if name not in ("proxy", OTHERS)):

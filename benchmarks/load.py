@@ -6,113 +6,19 @@ between which the work was done.
 
 import asyncio
 import sys
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import cast
 
 import msgspec
 import uvloop
 
-from benchmarks.procs import busy_seconds, cpu_seconds, private_bytes
+from benchmarks import again
+from benchmarks.jobs import AnyJob, Events, FirstEvents, Kept, Open, Requests, Result, Resumes, Shared, Watch
+from benchmarks.procs import private_bytes
 from benchmarks.timer import Pace
-from benchmarks.wire import Connection, Stream, Tally, Whole
+from benchmarks.wire import HOST, Connection, LoadError, Stream, Tally, Whole, check, dropped, ramped
 
-HOST = "127.0.0.1"
 LONGEST = 60.0
 """Seconds after which a job is given up."""
-
-
-class LoadError(Exception):
-    """The peer did not do what the job needs to measure anything."""
-
-
-class Job(msgspec.Struct, tag=True, kw_only=True):
-    """What all jobs have in common."""
-
-    port: int
-    request: bytes
-    watched: list[list[int]]
-    """Process groups whose CPU time is read; the first one is also asked for its memory."""
-
-
-class Requests(Job):
-    """Whole answers, as fast as they come, on `concurrent` connections."""
-
-    count: int
-    concurrent: int
-
-
-class Events(Job):
-    """Open `streams`, one every `spacing` seconds, and count events for `window` seconds."""
-
-    streams: int
-    spacing: float
-    window: float
-
-
-class FirstEvents(Job):
-    """Start a stream every `spacing` seconds, whatever becomes of the others, for `ramp + window` seconds.
-
-    Streams that start in the ramp only make the company the others are measured in.
-    """
-
-    spacing: float
-    ramp: float
-    window: float
-
-
-class Open(Job):
-    """Open `streams`, one every `spacing` seconds, let them lie for `settle` seconds, look at memory."""
-
-    streams: int
-    spacing: float
-    settle: float
-
-
-class Result(msgspec.Struct, kw_only=True):
-    """What a job found. `cpu`: seconds, per group of `watched`; the load generator's own comes last."""
-
-    done: int
-    """Requests or events."""
-    seconds: float = 0.0
-    cpu: list[float] = []
-    first: list[float] = []
-    """Seconds to the first event, per stream."""
-    others: float = 0.0
-    """CPU seconds that processes used that have no part in the run."""
-    memory: int = 0
-    """Bytes of private memory that the first group has more than before."""
-
-
-class Watch:
-    """CPU time between two moments."""
-
-    def __init__(self, job: Job) -> None:
-        self._groups = job.watched
-        self._before = self._read()
-        self._all = busy_seconds()
-        self._begun = time.perf_counter()
-
-    def result(self, done: int) -> Result:
-        seconds = time.perf_counter() - self._begun
-        used = [after - before for before, after in zip(self._before, self._read(), strict=True)]
-        others = busy_seconds() - self._all - sum(used)
-        return Result(done=done, seconds=seconds, cpu=used, others=others)
-
-    def _read(self) -> list[float]:
-        return [*map(cpu_seconds, self._groups), time.process_time()]
-
-
-@asynccontextmanager
-async def dropped(connections: list[Stream]) -> AsyncIterator[list[Stream]]:
-    """Streams end with the job, finished or not."""
-    try:
-        yield connections
-    finally:
-        for connection in connections:
-            connection.busy = False
-            connection.transport.abort()
 
 
 async def requests(job: Requests) -> Result:
@@ -144,30 +50,12 @@ async def requests(job: Requests) -> Result:
     return result
 
 
-async def ramped(job: Events | Open, connections: list[Stream], tally: Tally) -> None:
-    """Open the streams one after the other, each on its own connection, and wait for every first event."""
-    loop = asyncio.get_running_loop()
-    with Pace(job.spacing) as pace:
-        for _ in range(job.streams):
-            await pace.tick()
-            _, stream = await loop.create_connection(lambda: Stream(tally), HOST, job.port)
-            connections.append(stream)
-            stream.send(job.request)
-        while not all(stream.events for stream in connections):
-            check(connections)
-            await pace.tick()
-
-
-def check(connections: list[Stream]) -> None:
-    for stream in connections:
-        if not stream.busy:
-            raise LoadError(stream.broken or "a stream ended before its time")
-
-
 async def events(job: Events) -> Result:
     tally = Tally()
     async with dropped([]) as connections:
-        await ramped(job, connections, tally)
+        await ramped(job.port, [job.request] * job.streams, job.spacing, tally, connections)
+        if any((b"\nid: " in stream.head) is not job.ids for stream in connections):
+            raise LoadError(f"expected events {'with' if job.ids else 'without'} ids")
         watch, before = Watch(job), tally.events
         await asyncio.sleep(job.window)
         result = watch.result(tally.events - before)
@@ -179,7 +67,7 @@ async def open_streams(job: Open) -> Result:
     tally = Tally()
     before = private_bytes(job.watched[0])
     async with dropped([]) as connections:
-        await ramped(job, connections, tally)
+        await ramped(job.port, [job.request] * job.streams, job.spacing, tally, connections)
         await asyncio.sleep(job.settle)
         after = private_bytes(job.watched[0])
         check(connections)
@@ -227,7 +115,7 @@ async def first_events(job: FirstEvents) -> Result:
     return result
 
 
-async def run(job: Requests | Events | FirstEvents | Open) -> Result:
+async def run(job: AnyJob) -> Result:
     async with asyncio.timeout(LONGEST):
         match job:
             case Requests():
@@ -238,10 +126,16 @@ async def run(job: Requests | Events | FirstEvents | Open) -> Result:
                 return await first_events(job)
             case Open():
                 return await open_streams(job)
+            case Shared():
+                return await again.shared(job)
+            case Kept():
+                return await again.kept(job)
+            case Resumes():
+                return await again.resumes(job)
 
 
 def main() -> None:
-    job = msgspec.json.decode(sys.stdin.buffer.read(), type=Requests | Events | FirstEvents | Open)
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=AnyJob)
     try:
         result = uvloop.run(run(job))
     except (LoadError, TimeoutError, OSError) as error:

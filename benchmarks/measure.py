@@ -1,5 +1,5 @@
-"""The five measurements, in rounds: nginx, sidecar, bare pass-through, and again, so that a noisy machine is
-noisy for all of them."""
+"""The measurements beside others, in rounds: nginx, sidecar, bare pass-through, and again, so that a noisy
+machine is noisy for all of them."""
 
 import statistics
 import subprocess
@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import msgspec
-import orjson
 
-from benchmarks.load import LONGEST, Events, FirstEvents, Job, Open, Requests, Result
+from benchmarks.asks import WHOLE, streamed
+from benchmarks.jobs import Events, FirstEvents, Job, Open, Requests, Result
+from benchmarks.load import LONGEST
 from benchmarks.peers import PROXIES, ROOT, Peer, sidecar
 from benchmarks.procs import KB
 
@@ -39,10 +40,16 @@ class Size(NamedTuple):
     """Seconds a stream takes whose first event is timed."""
     open: int = 1000
     starts: int = 7
+    glance: float = 1.2
+    """Seconds of one of several windows that are compared with each other."""
+    kept: int = 1000
+    resumes: int = 400
 
 
 FULL = Size()
-QUICK = Size(rounds=1, requests=1500, window=1.5, stream=1.0, open=300, starts=3)
+QUICK = Size(
+    rounds=1, requests=1500, window=1.2, stream=1.0, open=300, starts=3, glance=0.5, kept=100, resumes=100
+)
 
 
 class LoadFailedError(Exception):
@@ -57,16 +64,16 @@ class Bench:
         self.size = size
         self.busiest: dict[str, float] = defaultdict(float)
         """Share of a core that each took at most: helpers at a steady pace, everyone else at any time."""
-        self._folder = folder
-        self._provider = provider
-        self._note = note
-        self._proxies: dict[str, Peer] = {}
+        self.folder = folder
+        self.provider = provider
+        self.note = note
+        self.proxies: dict[str, Peer] = {}
         self._running = ExitStack()
 
     def __enter__(self) -> Self:
         with self._running:
             for name, make in PROXIES.items():
-                self._proxies[name] = self._running.enter_context(make(self._folder, self._provider.port))
+                self.proxies[name] = self._running.enter_context(make(self.folder, self.provider.port))
             self._running = self._running.pop_all()
         return self
 
@@ -79,10 +86,10 @@ class Bench:
         """Microseconds."""
 
         def one(peer: Peer) -> float:
-            found = self._load(peer, Requests, request=WHOLE, count=self.size.requests, concurrent=32)
+            found = self.load(peer, Requests, request=WHOLE, count=self.size.requests, concurrent=32)
             return found.cpu[0] / found.done * 1e6
 
-        for peer in self._proxies.values():
+        for peer in self.proxies.values():
             one(peer)  # first connections, first calls of everything
         return self._rounds("CPU per request", self.size.rounds * 2, one)
 
@@ -95,12 +102,12 @@ class Bench:
         request = streamed(events=round(lasts * PER_SECOND), interval=1 / PER_SECOND)
 
         def one(peer: Peer) -> float:
-            found = self._load(
+            found = self.load(
                 peer, Events, request=request, streams=STREAMS, spacing=spacing, window=size.window
             )
             if not 0.9 < found.done / found.seconds / EVENTS < 1.1:
                 raise LoadFailedError(f"{found.done / found.seconds:.0f} events/s instead of {EVENTS}")
-            self._watch(found)
+            self.watch(found)
             return found.cpu[0] / found.done * 1e6
 
         return self._rounds("CPU per event", size.rounds, one)
@@ -114,20 +121,20 @@ class Bench:
         middle: Values = defaultdict(list)
         tail: Values = defaultdict(list)
         for number in range(size.rounds):
-            self._note(f"time to first event, round {number + 1} of {size.rounds}")
+            self.note(f"time to first event, round {number + 1} of {size.rounds}")
             found = {}
-            for peer in (self._provider, *self._turn(number)):
-                result = self._load(
+            for peer in (self.provider, *self._turn(number)):
+                result = self.load(
                     peer, FirstEvents, request=request, spacing=spacing, ramp=size.stream, window=size.window
                 )
-                self._watch(result)
-                found[peer.name] = statistics.quantiles(result.first, n=100, method="inclusive")
+                self.watch(result)
+                found[peer.name] = percentiles(result.first)
             direct = found.pop("provider")
-            for name, percentiles in found.items():
-                middle[name].append((percentiles[49] - direct[49]) * 1e3)
-                tail[name].append((percentiles[98] - direct[98]) * 1e3)
-            middle["direct"].append(direct[49] * 1e3)
-            tail["direct"].append(direct[98] * 1e3)
+            for name, (half, late) in found.items():
+                middle[name].append((half - direct[0]) * 1e3)
+                tail[name].append((late - direct[1]) * 1e3)
+            middle["direct"].append(direct[0] * 1e3)
+            tail["direct"].append(direct[1] * 1e3)
         return middle, tail
 
     def memory_per_stream(self) -> Values:
@@ -136,42 +143,42 @@ class Bench:
         request = streamed(events=120, interval=1.0)
 
         def one(used: Peer) -> float:
-            with PROXIES[used.name](self._folder, self._provider.port) as peer:
-                self._load(peer, Requests, request=WHOLE, count=64, concurrent=1)
-                self._load(peer, Open, request=request, streams=4, spacing=0.001, settle=0.0)
-                found = self._load(peer, Open, request=request, streams=size.open, spacing=0.001, settle=1.5)
+            with PROXIES[used.name](self.folder, self.provider.port) as peer:
+                self.load(peer, Requests, request=WHOLE, count=64, concurrent=1)
+                self.load(peer, Open, request=request, streams=4, spacing=0.001, settle=0.0)
+                found = self.load(peer, Open, request=request, streams=size.open, spacing=0.001, settle=1.5)
             return found.memory / found.done / KB
 
         return self._rounds("memory per open stream", 1, one)
 
     def start_up(self) -> Values:
         """Seconds from the command to the first 200."""
-        self._note("start-up")
+        self.note("start-up")
         times = []
         for _ in range(self.size.starts):
-            with sidecar(self._folder, self._provider.port) as started:
+            with sidecar(self.folder, self.provider.port) as started:
                 times.append(started.started_in)
         return {"sidecar": times}
 
     def _rounds(self, what: str, rounds: int, one: Callable[[Peer], float]) -> Values:
         values: Values = defaultdict(list)
         for number in range(rounds):
-            self._note(f"{what}, round {number + 1} of {rounds}")
+            self.note(f"{what}, round {number + 1} of {rounds}")
             for peer in self._turn(number):
                 values[peer.name].append(one(peer))
         return values
 
     def _turn(self, number: int) -> Iterable[Peer]:
         """All proxies, every second time backwards."""
-        peers = list(self._proxies.values())
+        peers = list(self.proxies.values())
         return reversed(peers) if number % 2 else peers
 
-    def _watch(self, result: Result) -> None:
+    def watch(self, result: Result) -> None:
         for name, used in zip(("proxy", "provider", "load generator"), result.cpu, strict=True):
             self.busiest[name] = max(self.busiest[name], used / result.seconds)
 
-    def _load(self, peer: Peer, kind: type[Job], **given: Any) -> Result:
-        job = kind(port=peer.port, watched=[peer.pids, self._provider.pids], **given)
+    def load(self, peer: Peer, kind: type[Job], **given: Any) -> Result:
+        job = kind(port=peer.port, watched=[peer.pids, self.provider.pids], **given)
         ran = subprocess.run(
             [sys.executable, "-m", "benchmarks.load"],
             cwd=ROOT,
@@ -189,35 +196,7 @@ class Bench:
         return result
 
 
-def chat(*, stream: bool, script: dict[str, object]) -> bytes:
-    """A chat completion as an app sends it, about 1.5 KB, with what the scripted provider is to answer."""
-    system = "You are a support agent for a bookshop. Be brief, be kind, and quote the order number. " * 5
-    turns = [
-        {"role": "system", "content": system},
-        {"role": "user", "content": "Hello, my parcel has not come. The order is 48213, from last Tuesday."},
-        {"role": "assistant", "content": "I am sorry to hear that. Order 48213 left us on Wednesday. " * 4},
-        {"role": "user", "content": "It says delivered, but the neighbours have not seen it. What now?"},
-    ]
-    asked = {"model": "scripted", "messages": turns, "temperature": 0.2, "max_tokens": 512, "stream": stream}
-    body = orjson.dumps({**asked, "stream_options": {"include_usage": True}} if stream else asked)
-    lines = [
-        b"POST /v1/chat/completions HTTP/1.1",
-        b"Host: sidecar.example",
-        b"Accept: application/json",
-        b"Content-Type: application/json",
-        b"User-Agent: OpenAI/Python 1.90.0",
-        b"X-Stainless-Lang: python",
-        b"X-Stainless-Package-Version: 1.90.0",
-        b"X-Stainless-Retry-Count: 0",
-        b"Authorization: Bearer sk-benchmark-000000000000000000000000000000000000",
-        b"X-Scripted: " + orjson.dumps(script),
-        b"Content-Length: %d" % len(body),
-    ]
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
-
-
-def streamed(*, events: int, interval: float) -> bytes:
-    return chat(stream=True, script={"tokens": events, "interval": interval})
-
-
-WHOLE = chat(stream=False, script={"tokens": 150})
+def percentiles(sample: list[float]) -> tuple[float, float]:
+    """The 50th and the 99th."""
+    found = statistics.quantiles(sample, n=100, method="inclusive")
+    return found[49], found[98]

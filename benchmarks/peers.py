@@ -134,12 +134,11 @@ def provider(folder: Path) -> Peer:
     return Peer("provider", [sys.executable, "-m", "benchmarks.provider", str(port)], port, folder)
 
 
-def sidecar(folder: Path, upstream: int) -> Peer:
+def sidecar(folder: Path, upstream: int, *options: str) -> Peer:
+    """`options`: instead of `--cache off`."""
     port = free_port()
-    command = (
-        f"-m sidecar serve --upstream http://{HOST}:{upstream} --port {port} --cache off --log-format json"
-    )
-    own = ["--data-dir", str(folder / "data")]
+    command = f"-m sidecar serve --upstream http://{HOST}:{upstream} --port {port} --log-format json"
+    own = [*(options or ("--cache", "off")), "--data-dir", str(folder / f"data-{port}")]
     return Peer("sidecar", [sys.executable, *command.split(), *own], port, folder, "/_slipstream/healthz")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import psutil
 
 KB = 1000
+MB = 1000 * KB
 
 
 def family(pid: int) -> list[int]:

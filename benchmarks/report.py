@@ -18,21 +18,37 @@ class Row(NamedTuple):
     unit: str
     values: Values
     limit: float | None = None
-    """Of the ratio to nginx if `relative`, else of the sidecar's figure."""
+    """Of the ratio to `base` if `relative`, else of the sidecar's figure."""
     relative: bool = False
     digits: int = 1
     strict: bool = False
     """Below the limit, not at it."""
     compared: bool = True
     """Whether ratios mean something; those of small differences do not."""
+    base: str = "nginx"
+    """What the figure is set beside: nginx, or something of the sidecar's own; "" for nothing."""
+    note: str = ""
+    """What one should know of it."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.unit}" if self.unit else self.name
 
     def figure(self, peer: str) -> float | None:
         return statistics.median(self.values[peer]) if self.values.get(peer) else None
 
     @property
     def ratio(self) -> float | None:
+        if self.base != "nginx":
+            # They were measured in pairs: the noise of a moment is in both.
+            pairs = zip(self.values.get("sidecar", ()), self.values.get(self.base, ()), strict=False)
+            return statistics.median([own / theirs for own, theirs in pairs]) if self._based else None
         own, theirs = self.figure("sidecar"), self.figure("nginx")
         return own / theirs if self.compared and own and theirs else None
+
+    @property
+    def _based(self) -> bool:
+        return bool(self.values.get(self.base))
 
     @property
     def ratio_to_bare(self) -> float | None:
@@ -51,7 +67,7 @@ class Row(NamedTuple):
     def target(self) -> str:
         if self.limit is None:
             return ""
-        unit = "x nginx" if self.relative else f" {self.unit}"
+        unit = f"x {self.base}" if self.relative else f" {self.unit}".rstrip()
         return f"{'<' if self.strict else '<='} {self.limit:g}{unit}"
 
 
@@ -66,27 +82,55 @@ def machine() -> dict[str, object]:
 
 
 def table(rows: list[Row]) -> str:
-    lines: list[tuple[str, ...]] = [("", *PEERS, "to nginx", "to bare", "target", "")]
-    for row in rows:
-        verdict = {True: "ok", False: "MISSED", None: ""}[row.met]
-        lines.append(
-            (
-                f"{row.name}, {row.unit}",
-                *(_number(row.figure(peer), row.digits) for peer in PEERS),
-                f"{row.ratio:.1f}x" if row.ratio is not None else "",
-                f"{row.ratio_to_bare:.2f}x" if row.ratio_to_bare is not None else "",
-                row.target,
-                verdict,
-            )
-        )
+    """Those beside nginx."""
+    lines = [["", *PEERS, "to nginx", "to bare", "target", ""]]
+    lines += [
+        [
+            row.label,
+            *(_number(row.figure(peer), row.digits) for peer in PEERS),
+            f"{row.ratio:.1f}x" if row.ratio is not None else "",
+            f"{row.ratio_to_bare:.2f}x" if row.ratio_to_bare is not None else "",
+            row.target,
+            _VERDICT[row.met],
+        ]
+        for row in rows
+        if row.base == "nginx"
+    ]
+    return _aligned(lines, "<>>>>><<")
+
+
+def own_table(rows: list[Row]) -> str:
+    """Those of the sidecar by itself."""
+    lines = [["", "sidecar", "beside", "", "ratio", "target", ""]]
+    lines += [
+        [
+            row.label,
+            _number(row.figure("sidecar"), row.digits),
+            _number(row.figure(row.base), row.digits),
+            row.base,
+            f"{row.ratio:.2f}x" if row.ratio is not None else "",
+            row.target,
+            _VERDICT[row.met],
+        ]
+        for row in rows
+        if row.base != "nginx"
+    ]
+    return _aligned(lines, "<>><><<")
+
+
+def _aligned(lines: list[list[str]], sides: str) -> str:
+    if len(lines) == 1:
+        return ""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    shown = []
-    for line in lines:
-        cells = [line[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(line[1:6], widths[1:6], strict=True)]
-        cells += [line[6].ljust(widths[6]), line[7]]
-        shown.append("  ".join(cells).rstrip())
-    return "\n".join(shown)
+    return "\n".join(
+        "  ".join(
+            f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+_VERDICT = {True: "ok", False: "MISSED", None: ""}
 
 
 def as_json(rows: list[Row], busiest: dict[str, float]) -> dict[str, object]:
@@ -99,9 +143,11 @@ def as_json(rows: list[Row], busiest: dict[str, float]) -> dict[str, object]:
                 "unit": row.unit,
                 "median": {peer: row.figure(peer) for peer in row.values},
                 "rounds": row.values,
-                "ratio_to_nginx": row.ratio,
+                "beside": row.base,
+                "ratio": row.ratio,
                 "target": row.target or None,
                 "met": row.met,
+                "note": row.note,
             }
             for row in rows
         ],

@@ -38,7 +38,7 @@ def command(argv: tuple[str, ...], **given: Any) -> None:
         log = make_logger(writer, log_format(config), config.log.level)
         lines = request_lines(writer, log_format(config), config.log.level)
         secret = read_secret(config, log)
-        sys.exit(run_loop(lambda: _run(config, started(config, secret, log, lines), argv)))
+        sys.exit(run_loop(lambda: _run(config, started(config, secret, log, lines, jobs=False), argv)))
     finally:
         writer.close()
 

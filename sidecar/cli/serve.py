@@ -71,9 +71,12 @@ async def serve(
     return 0
 
 
-async def started(config: Config, secret: bytes, log: FilteringBoundLogger, lines: Log) -> Service:
-    """A service that listens. Raises ConfigError when its address cannot be had."""
-    store = open_jobs(config, log)
+async def started(
+    config: Config, secret: bytes, log: FilteringBoundLogger, lines: Log, *, jobs: bool = True
+) -> Service:
+    """A service that listens. Without `jobs` it leaves those alone that are on disk. Raises ConfigError
+    when its address cannot be had."""
+    store = open_jobs(config, log) if jobs else None
     key = b""
     if config.jobs.webhooks and store is not None:
         try:

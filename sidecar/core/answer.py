@@ -147,6 +147,11 @@ class Answer:
         return self.facts.terminal or self.facts.error is not None
 
     @property
+    def said(self) -> bool:
+        """The same, and no byte of it is missing; the bracket that closes a JSON array may be."""
+        return self.over and not isinstance(self._framer, ArrayFramer)
+
+    @property
     def keepalive(self) -> bytes | None:
         """What to write at a boundary to show life, in the upstream's own line end."""
         if self.dialect is None or self._framer is None:
@@ -178,6 +183,10 @@ class Answer:
             return []
         ends = [frame.end for frame in self._framer.close() if self._event(frame.block, now)]
         return ends if self.identity else []
+
+    def settle(self, now: float) -> list[int]:
+        """Where the body broke off: as `close`, for an event whose blank line had begun, and no other."""
+        return self.close(now) if isinstance(self._framer, SSEFramer) else []
 
     @property
     def whole(self) -> bool:
@@ -213,10 +222,11 @@ class Answer:
             kind = "content"
         else:
             data = data_of(block) if isinstance(self._framer, SSEFramer) else block.strip()
-            if data is None or self.dialect is None or (not data and not isinstance(self._framer, SSEFramer)):
-                return False
-            if self.ids_until > self.events and self.dialect.ids and has_id(block):
+            sse = isinstance(self._framer, SSEFramer)
+            if sse and self.dialect is not None and self.ids_until > self.events and has_id(block):
                 self.ids_until = self.events
+            if data is None or self.dialect is None or (not data and not sse):
+                return False
             try:
                 kind = self.dialect.read(data, self.facts)
             except _SURPRISES:

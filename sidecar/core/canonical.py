@@ -5,6 +5,9 @@ one spelling for each string and number. Arrays keep their order, `1` is not `1.
 4300 digits, and what has a point or an exponent is a double, as in RFC 8785. A body that two upstreams
 might read differently has no form at all.
 
+One order of keys does mean something: structured outputs come in the order of a JSON Schema's
+`properties`. Where a body has such, their order is written behind the form.
+
 The standard library parses, because orjson neither tells of a duplicate key nor keeps an integer of more
 than 64 bits; orjson writes, because it does so eight times faster.
 """
@@ -34,7 +37,27 @@ def canonical(body: bytes) -> bytes | None:
 
 
 def _written(value: object) -> bytes | None:
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS) if type(value) is dict else None
+    if type(value) is not dict:
+        return None
+    form = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+    if b'"properties":{' not in form:
+        return form
+    orders: list[list[str]] = []
+    _orders(value, orders)
+    return form + b"\n" + orjson.dumps(orders)
+
+
+def _orders(value: object, orders: list[list[str]]) -> None:
+    """The order of the members of every `properties`, in the order of the form."""
+    if type(value) is dict:
+        for name in sorted(value):
+            member = value[name]
+            if name == "properties" and type(member) is dict:
+                orders.append(list(member))
+            _orders(member, orders)
+    elif type(value) is list:
+        for member in value:
+            _orders(member, orders)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

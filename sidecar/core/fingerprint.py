@@ -48,37 +48,31 @@ def caller(secret: bytes, request: Request) -> Caller:
 
 
 def identity(scope: bytes, upstream: str, request: Request, body: bytes) -> bytes:
-    """What makes a request the same request again, byte for byte, whichever client sends it: 16 bytes."""
-    made = hashlib.blake2b(digest_size=16, person=b"identity")
-    for part in (scope, upstream.encode(), request.method.encode(), request.target):
-        made.update(b"%d:" % len(part))
-        made.update(part)
-    made.update(body)
-    return made.digest()
+    """What makes a request the same request again, body byte for byte, whichever client sends it."""
+    return _digest(b"identity", scope, upstream, request, body)
 
 
 def exact_key(scope: bytes, upstream: str, request: Request, body: bytes) -> bytes | None:
     """SHA-256 over everything that may change the answer; None for a body that cannot be judged.
 
     Of the body every field counts, in any order and spelling. Of the headers all count that are not known
-    to be about something else: a header of some gateway may choose the model, and a wrong answer that
-    looks right is worse than a call too many.
+    to be about something else: a header of some gateway may choose the model or say who asks, and a wrong
+    answer that looks right is worse than a call too many.
     """
     canon = body if len(body) > LARGEST else canonical(body)
-    if canon is None:
-        return None
-    parts = [_VERSION, scope, upstream.encode(), request.method.encode(), request.target, canon]
-    counted = [
-        key
-        for key in request.fields
-        if key == _NAMESPACE or (key not in _ASIDE and not key.startswith(_ASIDE_FAMILIES))
-    ]
-    for key in sorted(counted):
-        parts += (key, request.fields[key])
+    return _digest(b"exact", scope, upstream, request, canon) if canon is not None else None
+
+
+def _digest(kind: bytes, scope: bytes, upstream: str, request: Request, body: bytes) -> bytes:
+    fields = request.fields
+    parts = [_VERSION, kind, scope, upstream.encode(), request.method.encode(), request.target]
+    for key in sorted(fields):
+        if key == _NAMESPACE or (key not in _ASIDE and not key.startswith(_ASIDE_FAMILIES)):
+            parts += (key, fields[key])
     made = hashlib.sha256()
-    for part in parts:
-        made.update(b"%d:" % len(part))
-        made.update(part)
+    # With lengths, so that no part can be mistaken for several, or the body for some of them.
+    made.update(b"".join([b"%d:%b" % (len(part), part) for part in parts]) + b"%d:" % len(body))
+    made.update(body)
     return made.digest()
 
 
@@ -92,25 +86,18 @@ _ASIDE = frozenset(
         *CREDENTIALS,  # the scope stands for them
         b"accept",
         b"accept-encoding",
-        b"accept-language",
-        b"baggage",
         b"cache-control",
         b"client-request-id",
         b"content-length",
-        b"content-type",
         b"date",
         b"dnt",
         b"expect",
-        b"forwarded",
-        b"from",
         b"host",
         b"http-referer",
         b"idempotency-key",
         b"last-event-id",
         b"newrelic",
-        b"origin",
         b"pragma",
-        b"prefer",
         b"priority",
         b"referer",
         b"request-id",
@@ -124,6 +111,9 @@ _ASIDE = frozenset(
         b"x-client-request-id",
         b"x-cloud-trace-context",
         b"x-correlation-id",
+        b"x-forwarded-for",
+        b"x-forwarded-port",
+        b"x-forwarded-proto",
         b"x-goog-api-client",
         b"x-real-ip",
         b"x-request-id",
@@ -132,5 +122,5 @@ _ASIDE = frozenset(
         b"x-title",
     }
 )
-_ASIDE_FAMILIES = (b"sec-", b"slipstream-", b"x-b3-", b"x-datadog-", b"x-forwarded-", b"x-stainless-")
+_ASIDE_FAMILIES = (b"sec-", b"slipstream-", b"x-b3-", b"x-datadog-", b"x-stainless-")
 """Headers about the connection, the client or the trace."""

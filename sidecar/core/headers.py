@@ -22,7 +22,19 @@ HOP_BY_HOP = frozenset(
 NOT_FORWARDED = HOP_BY_HOP | {b"expect"}
 """`Expect: 100-continue` is answered here: waiting for the upstream's 100 would cost a round trip."""
 
-CREDENTIALS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"cookie")
+CREDENTIALS = (
+    b"authorization",
+    b"x-api-key",
+    b"api-key",
+    b"x-goog-api-key",
+    b"cookie",
+    # Those of gateways in front of models.
+    b"cf-aig-authorization",
+    b"helicone-auth",
+    b"ocp-apim-subscription-key",
+    b"x-litellm-api-key",
+    b"x-portkey-api-key",
+)
 """The fields that say who is asking."""
 
 _NEVER_NOMINATED = frozenset({b"close", b"content-length", b"host", b"cache-control", *CREDENTIALS})

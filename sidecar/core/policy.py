@@ -1,11 +1,15 @@
 """The decisions, as pure functions: facts in, decision out. Effects are somebody else's business."""
 
 import math
+import re
 from collections.abc import Mapping
 
 from sidecar.core.errors import outcome_of
 from sidecar.core.headers import directives
 from sidecar.core.types import End, Fault, Outcome
+
+_NONE = re.compile(rb"q=0(\.0{0,3})?")
+"""A weight that refuses what it stands with (RFC 9110, 12.4.2)."""
 
 
 def patience(*, asked: float | None, configured: float, resumable: bool, short: float) -> float:
@@ -19,15 +23,21 @@ def patience(*, asked: float | None, configured: float, resumable: bool, short: 
     return max(configured, short) if resumable else configured
 
 
-def lease(*, ended: bool, over: bool, readers: int, held: bool, patience: float) -> float:
+def lease(
+    *, ended: bool, over: bool, readers: int, held: bool, patience: float, draining: bool = False
+) -> float:
     """Seconds that an upstream call may go on now that one of its readers has left; 0: it ends now.
 
     A call that nobody reads costs money for nothing; one that another client reads, or a job holds,
-    lives on. `over`: its terminal marker has gone by, so there is nothing left to wait for.
+    lives on. `over`: its terminal marker has gone by, so there is nothing left to wait for. `draining`:
+    nobody can come back any more. `patience`: the most that those who have left were granted, as far as
+    it has not passed.
     """
     if ended or readers or held:
         return math.inf
-    return 0.0 if over else patience
+    if over or (draining and patience < math.inf):
+        return 0.0
+    return patience
 
 
 def may_share(fields: Mapping[bytes, bytes]) -> bool:
@@ -35,12 +45,13 @@ def may_share(fields: Mapping[bytes, bytes]) -> bool:
     return not {b"no-store", b"no-cache"} & directives(fields.get(b"cache-control", b""))
 
 
-def may_join(*, ended: bool, retained: bool, plain: bool, same_coding: bool) -> bool:
+def may_join(*, ended: bool, retained: bool, plain: bool, same_coding: bool, same_operation: bool) -> bool:
     """Whether a request that asks for the same may read an answer that another one began.
 
-    `plain`: it is known not to be compressed, so that every client can read it.
+    `plain`: it is known not to be compressed, so that every client can read it. `same_operation`: the two
+    do not say that they are different ones (`Idempotency-Key`).
     """
-    return not ended and retained and (plain or same_coding)
+    return not ended and retained and same_operation and (plain or same_coding)
 
 
 def is_retry(fields: Mapping[bytes, bytes]) -> bool:
@@ -49,10 +60,9 @@ def is_retry(fields: Mapping[bytes, bytes]) -> bool:
     return count.isdigit() and int(count[:9]) > 0
 
 
-def is_repeated(*, retry: bool, name: bytes | None, before: bytes | None) -> bool:
-    """Whether a request is one that was sent before, in the same bytes. `name`, `before`: the
-    `Idempotency-Key` of each; different ones mean different operations, whatever is in them."""
-    return name == before if name is not None and before is not None else retry
+def same_operation(name: bytes | None, before: bytes | None) -> bool:
+    """Whether two requests may be one, by their `Idempotency-Key`."""
+    return name is None or before is None or name == before
 
 
 def starts_again(fault: Fault | None, *, begun: bool) -> bool:
@@ -69,7 +79,10 @@ def takes_ids(fields: Mapping[bytes, bytes]) -> bool:
     if b"text/event-stream" not in accept:
         return False
     kinds = [kind.replace(b" ", b"").split(b";") for kind in accept.split(b",")]
-    return any(kind[0] == b"text/event-stream" and b"q=0" not in kind for kind in kinds)
+    return any(
+        name == b"text/event-stream" and not any(_NONE.fullmatch(part) for part in rest)
+        for name, *rest in kinds
+    )
 
 
 def stays_away(method: str, fields: Mapping[bytes, bytes]) -> bool:

@@ -13,12 +13,16 @@ repeat themselves, and take a fifth of the room or less.
 
 import zlib
 from array import array
+from bisect import bisect_right
 from typing import Protocol
 
 from sidecar.core.types import End, Head
 
 LAG = 8 << 20
 """Bytes that a reader may be behind the fastest one where the recording no longer keeps everything."""
+
+SLICE = 1 << 20
+"""Bytes that a reader gets at once: what is done with them must not hold up other streams."""
 
 BLOCK = 16 << 10
 """Bytes that are packed at once: a quarter of a millisecond's work."""
@@ -116,9 +120,9 @@ class Recording:
     def append(self, chunk: bytes) -> None:
         self._bytes += chunk
         self.size += len(chunk)
+        self._wake()
         if self.size > self._limit:
             self._trim()
-        self._wake()
 
     def finish(self, end: End) -> None:
         """Seal it. Only the first call counts."""
@@ -135,27 +139,32 @@ class Recording:
     def detach(self, waker: Waker) -> None:
         if waker in self._wakers:
             self._wakers.remove(waker)
-        self._advanced()
+        self._advanced(trim=True)
 
     def after(self, count: int) -> int:
         """The offset just past the first `count` events. Raises IndexError when there were fewer."""
         return self.events[count - 1] if count else 0
 
     def take(self, waker: Waker) -> bytes:
-        """All bytes past the reader's offset, joined; moves the offset."""
-        start = waker.offset - self._base
+        """The bytes past the reader's offset, joined; moves the offset. All of them, or where there are more
+        than `SLICE`, those up to the end of an event before that, if there is one."""
+        offset = waker.offset
+        end = self.size if self.size - offset <= SLICE else self._slice(offset)
+        start = offset - self._base
         if start < 0:
-            data = self._unpacked(waker.offset)
+            data = self._unpacked(offset, end)
         else:
             with memoryview(self._bytes) as view:
-                data = bytes(view[start:])
-        waker.offset = self.size
-        self._advanced()
+                data = bytes(view[start : end - self._base])
+        waker.offset = end
+        # With many readers `append` does it for all of them, unless one has left others far behind: each
+        # looking at all others would cost too much.
+        self._advanced(trim=len(self._wakers) == 1 or end - self._base > LAG)
         return data
 
     def whole(self) -> bytes | None:
         """The body from its first byte, or None when it is no longer held."""
-        return self._unpacked(0) if self._whole else None
+        return self._unpacked(0, self.size) if self._whole else None
 
     def pack(self) -> int:
         """Take less room, if there is a block that all readers are past; returns the bytes that saved."""
@@ -175,8 +184,8 @@ class Recording:
         """Wake the writer once the backlog is at most `low`."""
         self._room, self._low = waker, low
 
-    def _advanced(self) -> None:
-        if self.size > self._limit:
+    def _advanced(self, *, trim: bool) -> None:
+        if trim and self.size > self._limit:
             self._trim()
         if self._room is not None and self.backlog <= self._low:
             room, self._room = self._room, None
@@ -192,11 +201,21 @@ class Recording:
             self._base += passed
             del self.events[:]
 
-    def _unpacked(self, offset: int) -> bytes:
-        """All bytes from `offset` on, packed or not."""
-        first, skip = divmod(offset, BLOCK)
-        parts = [zlib.decompress(block) for block in self._packed[first:]]
-        return b"".join([*parts, self._bytes])[skip if parts else offset - self._base :]
+    def _slice(self, offset: int) -> int:
+        """Where to stop, for somebody who has more before them than they should get at once."""
+        events = self.events
+        at = bisect_right(events, offset + SLICE)
+        return events[at - 1] if at and events[at - 1] > offset else offset + SLICE
+
+    def _unpacked(self, offset: int, end: int) -> bytes:
+        """The bytes from `offset` to `end`, packed or not."""
+        first = min(offset // BLOCK, len(self._packed))
+        blocks = self._packed[first : -(-end // BLOCK)]
+        parts = [zlib.decompress(block) for block in blocks]
+        if end > self._base:
+            parts.append(bytes(self._bytes[: end - self._base]))
+        start = first * BLOCK if blocks else self._base
+        return b"".join(parts)[offset - start : end - start]
 
     def _lose(self, least: int) -> None:
         """Let go of the readers that are not as far as `least`."""

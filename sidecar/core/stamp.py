@@ -32,7 +32,8 @@ class Stamper:
         """The next event has its id, though its end has not been seen."""
 
     def stamp(self, data: bytes, start: int) -> bytes:
-        """`data` with ids. `start`: its offset in the recording, of which it holds all that followed."""
+        """`data` with ids. `start`: its offset in the recording. It ends with the recording so far, or with
+        an event."""
         events, number = self._events, self._next
         known = len(events)
         if known <= number and data[-1:] != b"\r":
@@ -46,21 +47,27 @@ class Stamper:
         return self._all(data, start, known)
 
     def _all(self, data: bytes, start: int, known: int) -> bytes:
-        parts = []
+        until, last = self._answer.ids_until, start + len(data)
+        parts: list[bytes] = []
         done = 0
-        until = self._answer.ids_until
-        for number in range(self._next, known):
+        plain = b"\r" not in data and not self._early and b"\r" not in self._tail
+        number = self._next
+        while number < known and (end := self._events[number]) <= last:
             if self._early:
                 self._early = False
             elif number < until:
-                end = self._events[number] - start
-                at = end - 2 if data[max(end - 2, 0) : end] == b"\r\n" else end - 1
-                parts += [data[done:at], self._line(number, data, at)]
+                end -= start
+                at = end - 2 if not plain and data[max(end - 2, 0) : end] == b"\r\n" else end - 1
+                line = b"%b%d\n" % (self._prefix, number) if plain else self._line(number, data, at)
+                parts += (data[done:at], line)
                 done = at
-        self._next = max(self._next, known)
-        if data[-1:] == b"\r" and not self._early and self._next < until and self._answer.blank_begun:
+            number += 1
+        self._next = max(self._next, number)
+        # All that is known has been passed on, so what ends here is what came last.
+        open_end = number == known and data[-1:] == b"\r" and not self._early and number < until
+        if open_end and self._answer.blank_begun:
             at = len(data) - 1
-            parts += [data[done:at], self._line(self._next, data, at)]
+            parts += (data[done:at], self._line(self._next, data, at))
             done = at
             self._early = True
         self._tail = (self._tail + data[-2:])[-2:]

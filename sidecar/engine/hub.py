@@ -31,6 +31,9 @@ class Hub:
         self._by_key: dict[bytes, list[Live]] = {}
         self._by_identity: dict[bytes, list[Live]] = {}
         self._draining = False
+        self.left: set[Live] = set()
+        """Calls that run though nobody reads them and no job holds them."""
+        shelf.evicted = lambda kept: self._evicted(cast("Live", kept))
         self._loop = asyncio.get_running_loop()
         self.idle = asyncio.Event()
         """Set while no call is running."""
@@ -52,12 +55,13 @@ class Hub:
             self._by_identity.setdefault(live.ask.identity, []).append(live)
         task.add_done_callback(lambda task: self._ended(live, task))
 
-    def read(self, live: Live, offset: int = 0) -> Reader:
-        """A further reader. Raises ValueError when the bytes at its offset are gone."""
+    def read(self, live: Live, offset: int = 0, *, back: bool = False) -> Reader:
+        """A further reader. `back`: its client was granted time to come back, and has. Raises ValueError
+        when the bytes at its offset are gone."""
         reader = Reader(live.recording, self._loop, offset)
-        if live.timer is not None:
-            live.timer.cancel()
-            live.timer = None
+        self._found(live)
+        if back and (finite := [grant for grant in live.grants if grant < math.inf]):
+            live.grants.remove(min(finite))
         if live.settled:
             self._settle(live)
         return reader
@@ -69,11 +73,11 @@ class Hub:
 
     def repeated(self, ask: Ask, *, retry: bool) -> Live | None:
         """The running call that this request was already sent for. `retry`: an SDK says so."""
-        for live in self._by_identity.get(ask.identity, ()):
-            again = policy.is_repeated(retry=retry, name=ask.idempotency, before=live.ask.idempotency)
-            if again and _joinable(live, ask):
-                return live
-        return None
+        if not retry and ask.idempotency is None:
+            return None
+        running = self._by_identity.get(ask.identity, ()) if ask.identity else ()
+        again = (live for live in running if is_again(ask, live.ask, retry=retry) and _joinable(live, ask))
+        return next(again, None)
 
     # Streams that clients come back to.
 
@@ -97,33 +101,39 @@ class Hub:
 
     def leave(self, live: Live, reader: Reader, patience: float = 0.0) -> None:
         """A reader is gone; so is the upstream call, unless somebody still wants it."""
-        recording, answer = live.recording, live.answer
+        recording, now = live.recording, self._loop.time()
         reader.close()
-        live.patience = max(live.patience, patience)
+        live.grants = [grant for grant in live.grants if grant > now]
+        if patience > 0:
+            live.grants.append(now + patience)
         wait = policy.lease(
             ended=recording.end is not None,
-            over=answer.over,
+            over=live.answer.said,
             readers=recording.readers,
             held=live.held,
-            patience=live.patience,
+            patience=max(live.grants, default=now) - now,
+            draining=self._draining,
         )
-        if wait <= 0 or (self._draining and wait < math.inf):
-            end = policy.end_of_leaving(over=answer.over, declared_error=answer.facts.error)
-            self._give_up(live, end or _LEFT)
-        elif wait < math.inf:
-            live.timer = self._loop.call_later(wait, self._give_up, live, _LEFT)
+        if wait <= 0:
+            self._abandon(live)
+        elif recording.end is None and not recording.readers and not live.held:
+            self.left.add(live)
+            if wait < math.inf:
+                live.timer = self._loop.call_later(wait, self._abandon, live)
 
     def cancel(self, live: Live, fault: Fault) -> None:
-        """Somebody who may wants it to end: whoever reads it is told why."""
+        """Somebody who may wants it to end: whoever reads it is told why, unless they have all of it."""
         self.forget(live)
-        self._give_up(live, End(Outcome.CANCELLED, fault))
+        error = live.answer.facts.error
+        end = policy.end_of_leaving(over=live.answer.said, declared_error=error)
+        self._give_up(live, end or End(Outcome.CANCELLED, fault))
 
     def drain(self) -> None:
         """Nobody can come back from now on: give up what only waits for that."""
         self._draining = True
-        for live in list(self._live):
+        for live in list(self.left):
             if live.timer is not None:
-                self._give_up(live, _LEFT)
+                self._abandon(live)
 
     def stop(self, fault: Fault) -> None:
         """End every call now: what is still running gets `fault`, unless all of it had been said."""
@@ -140,13 +150,28 @@ class Hub:
         """Forget what is kept."""
         self._shelf.close()
 
-    def _give_up(self, live: Live, end: End) -> None:
+    def _abandon(self, live: Live) -> None:
+        """Nobody wants the call any more."""
+        error = live.answer.facts.error
+        self._give_up(live, policy.end_of_leaving(over=live.answer.said, declared_error=error) or _LEFT)
+
+    def _evicted(self, live: Live) -> None:
+        """Nobody can come back to it: there is no use in waiting for that."""
         if live.timer is not None:
-            live.timer.cancel()
-            live.timer = None
+            self._abandon(live)
+
+    def _give_up(self, live: Live, end: End) -> None:
+        self._found(live)
         if end.outcome is Outcome.CANCELLED:
             self.forget(live)  # half an answer is of no use to anybody
         live.cancel(end)
+
+    def _found(self, live: Live) -> None:
+        """It no longer waits for somebody to come back."""
+        self.left.discard(live)
+        if live.timer is not None:
+            live.timer.cancel()
+            live.timer = None
 
     def _ended(self, live: Live, task: asyncio.Task[None]) -> None:
         self._live.discard(live)
@@ -156,9 +181,7 @@ class Hub:
                 found[key].remove(live)
                 if not found[key]:
                     del found[key]
-        if live.timer is not None:
-            live.timer.cancel()
-            live.timer = None
+        self._found(live)
         if live.name is not None:
             self._shelf.end(live.name, live)
         self._settle(live)
@@ -174,6 +197,14 @@ class Hub:
             tell()
 
 
+def is_again(ask: Ask, before: Ask, *, retry: bool) -> bool:
+    """Whether a request is one that was sent before. `retry`: an SDK says so; else the two have to say
+    that they are one operation."""
+    named = ask.idempotency is not None and ask.idempotency == before.idempotency
+    same = policy.same_operation(ask.idempotency, before.idempotency)
+    return bool(ask.identity) and ask.identity == before.identity and (named or (retry and same))
+
+
 def _joinable(live: Live, ask: Ask) -> bool:
     recording = live.recording
     return policy.may_join(
@@ -181,4 +212,5 @@ def _joinable(live: Live, ask: Ask) -> bool:
         retained=recording.retained,
         plain=recording.head is not None and live.answer.identity,
         same_coding=live.ask.coding == ask.coding,
+        same_operation=policy.same_operation(ask.idempotency, live.ask.idempotency),
     )

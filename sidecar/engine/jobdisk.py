@@ -22,6 +22,7 @@ class JobDisk:
 
     def __init__(self, store: JobStore | None) -> None:
         self._store = store
+        self._unsaved: dict[str, tuple[JobRecord, Result | None]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="slipstream-jobs")
 
     @property
@@ -55,11 +56,37 @@ class JobDisk:
     async def begin(self, name: str, now: float) -> Order | None:
         return await self._do(lambda store: store.begin(name, now))
 
-    async def finish(self, record: JobRecord, result: Result | None) -> None:
-        """Note the end of a job that has ended."""
-        ended = record.ended or 0.0
+    async def finish(self, record: JobRecord, result: Result | None) -> StoreError | None:
+        """Note the end of a job that has ended. What cannot be written is kept, and tried again with the
+        next one; returns why."""
+        self._unsaved[record.id] = (record, result)
+        return await self.save()
+
+    def saved(self, name: str) -> bool:
+        """Whether the job's end is on disk."""
+        return name not in self._unsaved
+
+    async def save(self) -> StoreError | None:
+        """Write what could not be written yet."""
+        for record, result in list(self._unsaved.values()):
+            try:
+                await self._write(record, result)
+            except StoreError as error:
+                return error
+            self._unsaved.pop(record.id, None)
+        return None
+
+    async def drop(self, record: JobRecord) -> None:
+        """Note that a queued job will not run. Raises RefusedError when that cannot be written."""
+        try:
+            await self._write(record, None)
+        except StoreError as error:
+            raise RefusedError("jobs_unavailable", str(error), close=False) from None
+
+    async def _write(self, record: JobRecord, result: Result | None) -> None:
+        at = record.ended or 0.0
         await self._do(
-            lambda store: store.finish(record.id, record.status, ended, record.details, record.error, result)
+            lambda store: store.finish(record.id, record.status, at, record.details, record.error, result)
         )
 
     async def webhooks(self) -> list[JobRecord]:
@@ -74,6 +101,7 @@ class JobDisk:
     async def close(self) -> None:
         """Be done, once everything that was asked for is."""
         if self._store is not None:
+            await self.save()
             await self._do(lambda store: store.close())
         self._thread.shutdown(wait=False)
 

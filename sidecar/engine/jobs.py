@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -18,43 +19,19 @@ from sidecar.core.errors import RefusedError
 from sidecar.core.latency import Labels
 from sidecar.core.recording import Recording
 from sidecar.core.types import End, Fault, Outcome
-from sidecar.engine.hub import Hub
+from sidecar.engine.hub import Hub, is_again
 from sidecar.engine.jobdisk import JobDisk
-from sidecar.engine.jobstate import LIMIT, answer_of, ended, labels_of, sealed, status_of
-from sidecar.engine.pump import Live
-from sidecar.engine.source import Call
+from sidecar.engine.jobstate import LIMIT, Job, Work, answer_of, ended, labels_of, sealed, status_of
+from sidecar.engine.pump import NO_ASK, Ask, Live
 from sidecar.stores.jobs import JobRecord, Order, StoreError, WebhookState
 
-_SWEEP = 300.0
-"""Seconds between looks for results whose time is over."""
-
+_SWEEP = 300.0  # seconds between looks for results whose time is over
+_DRAINING = End(Outcome.REFUSED, Fault("draining", "the job will begin once the sidecar runs again"))
 INTERRUPTED = Fault(
     "interrupted",
     "it is not known whether the upstream did the work, so it was not sent again; send a new job",
 )
-_STOPPING = End(
-    Outcome.REFUSED, Fault("interrupted", "the sidecar was stopped before its call began; send a new job")
-)
-
-
-class Work(msgspec.Struct):
-    """An order made ready to be sent."""
-
-    call: Callable[[], Call]
-    answer: Answer
-    labels: Labels
-
-
-class Job:
-    """A job that is queued or running in this process."""
-
-    __slots__ = ("done", "live", "record")
-
-    def __init__(self, record: JobRecord, live: Live) -> None:
-        self.record = record
-        self.live = live
-        self.done = asyncio.Event()
-        """Set once its end is on disk, or could not be put there."""
+_STOPPING = End(Outcome.REFUSED, Fault("interrupted", "the sidecar was stopped; send a new job"))
 
 
 class Jobs:
@@ -64,7 +41,7 @@ class Jobs:
         self,
         hub: Hub,
         disk: JobDisk,
-        prepare: Callable[[Order], Work],
+        prepare: Callable[[JobRecord, Order], Work],
         told: Callable[[JobRecord], None],
         deliver: "Callable[[JobRecord, Jobs], Awaitable[None]]",
         on_fault: Callable[[BaseException], None],
@@ -73,9 +50,8 @@ class Jobs:
         concurrency: int,
         queue: int,
     ) -> None:
-        """`prepare` may raise RefusedError for an order that configuration no longer allows. `told` hears
-        of each job that ended, `deliver` tells those who asked for it, `on_fault` is told of mistakes of
-        our own."""
+        """`prepare` may raise RefusedError for an order that is no longer allowed. `told` hears of each job
+        that ended, `deliver` tells those who asked for it, `on_fault` is told of mistakes of our own."""
         self._hub = hub
         self._disk = disk
         self._prepare = prepare
@@ -86,8 +62,10 @@ class Jobs:
         self._concurrency = concurrency
         self._most = queue
         self._jobs: dict[str, Job] = {}
+        self._sealed: WeakValueDictionary[str, Live] = WeakValueDictionary()
         self._queue: deque[str] = deque()
-        self._adding = 0
+        self._adding: dict[str, tuple[Ask, asyncio.Task[Job]]] = {}
+        self._forsaken: set[str] = set()
         self._running = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -100,22 +78,34 @@ class Jobs:
         for record in await self._disk.interrupt(time.time(), INTERRUPTED):
             self._told(record)
         for record in await self._disk.queued():
-            self._enqueue(record, None)
+            self._enqueue(record, answer_of(record), labels_of(record), NO_ASK)
         for record in await self._disk.webhooks():
             self._spawn(self._deliver(record, self))
         self._sweep()
 
-    async def submit(self, record: JobRecord, order: Order, work: Work) -> Job:
+    def repeated(self, ask: Ask, *, retry: bool) -> str | None:
+        """The job that this request was already sent for, if it has not ended. `retry`: an SDK says so."""
+        known = [(name, before) for name, (before, _) in self._adding.items()]
+        known += [(name, job.ask) for name, job in self._jobs.items() if job.record.ended is None]
+        again = [name for name, before in known if is_again(ask, before, retry=retry)]
+        return next((name for name in again if name not in self._forsaken), None)
+
+    async def submit(self, record: JobRecord, order: Order, work: Work, ask: Ask) -> Job:
         """Take on a job; it is on disk when this returns. Raises RefusedError."""
-        if len(self._queue) + self._adding >= self._most:
+        if len(self._queue) + len(self._adding) >= self._most:
             raise RefusedError("overloaded", f"{self._most} jobs are waiting", close=False)
-        adding = self._spawn(self._add(record, order, work))
-        try:
-            return await asyncio.shield(adding)
-        except asyncio.CancelledError:
-            # Its client has left without knowing its id.
-            adding.add_done_callback(self._unwanted)
-            raise
+        adding = self._spawn(self._add(record, order, work.answer, work.labels, ask))
+        self._adding[record.id] = (ask, adding)
+        return await asyncio.shield(adding)
+
+    async def taken(self, name: str) -> Job:
+        """A job that `repeated` named, once it is on disk. Raises RefusedError."""
+        return await asyncio.shield(self._adding[name][1]) if name in self._adding else self._jobs[name]
+
+    def unwanted(self, name: str) -> None:
+        """Nobody was told the job's id, nor will be: there is no use in going on."""
+        self._forsaken.add(name)
+        self._spawn(self._forsake(name))
 
     async def status(self, name: str) -> dict[str, object]:
         """What `GET /_slipstream/jobs/{id}` answers. Raises RefusedError."""
@@ -125,7 +115,7 @@ class Jobs:
     async def result(self, name: str) -> Live:
         """The upstream's response, whole. Raises RefusedError."""
         job = self._jobs.get(name)
-        if job is not None and not job.done.is_set():
+        if job is not None and job.record.ended is None:
             raise RefusedError("job_unfinished", f"it is {job.record.status}", close=False)
         live = await self.live(name)
         if live is None or live.recording.head is None:
@@ -139,23 +129,24 @@ class Jobs:
         job = self._jobs.get(name)
         if job is not None:
             return job.live
-        record = await self._disk.record(name)
-        result = await self._disk.result(name)
-        return sealed(record, result) if result is not None else None
+        live = self._sealed.get(name)
+        if live is None:
+            record = await self._disk.record(name)
+            result = await self._disk.result(name)
+            if result is not None:
+                # However many read it, it is in memory once.
+                live = self._sealed.setdefault(name, sealed(record, result))
+        return live
 
     async def cancel(self, name: str, fault: Fault) -> None:
         """End a job, queued or running; one that has ended stays as it is. Raises RefusedError."""
         job = self._jobs.get(name)
         if job is None:
             await self._disk.record(name)
-            return
-        if name in self._queue:
+        elif name in self._queue:
             self._queue.remove(name)
-            job.live.end_on_cancel = End(Outcome.CANCELLED, fault)
-            job.live.recording.finish(job.live.end_on_cancel)
-            self._hub.forget(job.live)
-            await asyncio.shield(self._spawn(self._finish(job)))
-        else:
+            await asyncio.shield(self._spawn(self._cancel_queued(job, fault)))
+        elif not job.done.is_set():
             self._hub.cancel(job.live, fault)
             await job.done.wait()
 
@@ -167,8 +158,12 @@ class Jobs:
             pass  # at worst it is told again after a restart; receivers know it by its id
 
     def drain(self) -> None:
-        """Begin no more jobs; what is queued stays on disk."""
+        """Begin no more jobs. What is queued stays on disk; whoever waits for it need not wait here."""
         self._stopping = True
+        for name in self._queue:
+            job = self._jobs[name]
+            job.live.recording.finish(_DRAINING)
+            job.done.set()
 
     async def close(self) -> None:
         """End what is left. Call after the hub was stopped, so that nothing runs any more."""
@@ -185,26 +180,29 @@ class Jobs:
 
     # From the queue to the end.
 
-    async def _add(self, record: JobRecord, order: Order, work: Work) -> Job:
-        self._adding += 1
+    async def _add(self, record: JobRecord, order: Order, answer: Answer, labels: Labels, ask: Ask) -> Job:
         try:
             await self._disk.add(record, order)
         finally:
-            self._adding -= 1
-        return self._enqueue(record, work)
+            del self._adding[record.id]
+        return self._enqueue(record, answer, labels, ask)
 
-    def _unwanted(self, adding: "asyncio.Task[Job]") -> None:
-        if not adding.cancelled() and adding.exception() is None:
-            fault = Fault("stopped", "its client left before it was told the id")
-            self._spawn(self.cancel(adding.result().record.id, fault))
+    async def _forsake(self, name: str) -> None:
+        if name in self._adding:
+            await asyncio.wait({self._adding[name][1]})
+        try:
+            await self.cancel(name, Fault("stopped", "its client left before it was told the id"))
+        finally:
+            self._forsaken.discard(name)
 
-    def _enqueue(self, record: JobRecord, work: Work | None) -> Job:
-        live = Live(Recording(limit=LIMIT), work.answer if work else answer_of(record))
-        live.labels = work.labels if work else labels_of(record)
+    def _enqueue(self, record: JobRecord, answer: Answer, labels: Labels, ask: Ask) -> Job:
+        live = Live(Recording(limit=LIMIT), answer, labels=labels)
         live.held = True
         self._hub.publish(live, record.id)
-        job = self._jobs[record.id] = Job(record, live)
+        job = self._jobs[record.id] = Job(record, live, ask)
         self._queue.append(record.id)
+        if self._stopping:
+            self.drain()
         self._kick()
         return job
 
@@ -216,44 +214,65 @@ class Jobs:
     async def _run(self, job: Job) -> None:
         live = job.live
         try:
-            now = time.time()
-            order = await self._disk.begin(job.record.id, now)
-            job.record = msgspec.structs.replace(job.record, status="running", started=now)
-            if live.recording.end is None and order is not None and not self._stopping:
-                live.answer = (work := self._prepare(order)).answer
-                self._hub.start(live, work.call())
-                assert live.task is not None
-                await asyncio.wait({live.task})
-            else:
-                self._hub.forget(live)
+            await self._call(job)
         except StoreError as error:
             live.recording.finish(End(Outcome.REFUSED, Fault("jobs_unavailable", str(error))))
         except RefusedError as error:
             live.recording.finish(End(Outcome.REFUSED, error.fault))
+        except Exception as error:  # noqa: BLE001 - reason: whatever it is, somebody waits for the job's end
+            self._on_fault(error)
+            live.recording.finish(End(Outcome.REFUSED, Fault("internal", "see the log of the sidecar")))
         finally:
-            if live.recording.end is None:
-                live.recording.finish(_STOPPING)
             self._running -= 1
         await self._finish(job)
         self._kick()
 
-    async def _finish(self, job: Job) -> None:
-        """Put its end on disk, and tell whoever wants to know."""
-        live = job.live
-        job.record, result = ended(job.record, live, time.time())
+    async def _call(self, job: Job) -> None:
+        live, now = job.live, time.time()
+        order = await self._disk.begin(job.record.id, now)
+        job.record = msgspec.structs.replace(job.record, status="running", started=now)
+        if live.recording.end is not None or order is None or self._stopping:
+            live.recording.finish(_STOPPING)
+            return
+        work = self._prepare(job.record, order)
+        live.answer = work.answer
+        self._hub.start(live, work.call())
+        del order, work  # the body, which has been sent
+        assert live.task is not None
+        await asyncio.wait({live.task})
+
+    async def _cancel_queued(self, job: Job, fault: Fault) -> None:
+        record = msgspec.structs.replace(job.record, status="cancelled", ended=time.time(), error=fault)
         try:
-            await self._disk.finish(job.record, result)
-            del self._jobs[job.record.id]
-        except StoreError as error:
-            # Memory has it as long as the process lives; that is better than nothing.
-            why = job.record.error or Fault("jobs_unavailable", f"its result is not on disk: {error}")
-            job.record = msgspec.structs.replace(job.record, error=why)
-        finally:
-            live.held = False
-            job.done.set()
-        self._told(job.record)
-        if job.record.webhook is not None:
-            self._spawn(self._deliver(job.record, self))
+            await self._disk.drop(record)
+        except RefusedError:
+            self._queue.appendleft(record.id)  # on disk it is still there, and would run after a restart
+            self._kick()
+            raise
+        job.live.recording.finish(End(Outcome.CANCELLED, fault))
+        self._over(job, record)
+
+    async def _finish(self, job: Job) -> None:
+        record, result = ended(job.record, job.live, time.time())
+        error = await self._disk.finish(record, result)
+        if not self._disk.saved(record.id):
+            # Memory has it until the disk works again; that is better than nothing.
+            why = record.error or Fault("jobs_unavailable", f"its result is not on disk: {error}")
+            record = msgspec.structs.replace(record, error=why)
+        self._over(job, record)
+
+    def _over(self, job: Job, record: JobRecord) -> None:
+        """Its end is on disk: tell whoever wants to know."""
+        job.record = record
+        self._hub.forget(job.live)  # from now on it is read from disk
+        job.live.held = False
+        job.done.set()
+        for name in [name for name, job in self._jobs.items() if job.record.ended is not None]:
+            if self._disk.saved(name):
+                del self._jobs[name]
+        self._told(record)
+        if record.webhook is not None:
+            self._spawn(self._deliver(record, self))
 
     def _spawn(self, work: Any) -> "asyncio.Task[Any]":
         task: asyncio.Task[Any] = asyncio.ensure_future(work)
@@ -272,6 +291,7 @@ class Jobs:
         self._spawn(self._expire())
 
     async def _expire(self) -> None:
+        await self._disk.save()
         try:
             while await self._disk.expire(time.time() - self._keep):
                 pass  # a part at a time, so that others who wait for the disk have their turn

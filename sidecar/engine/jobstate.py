@@ -1,5 +1,7 @@
-"""What is said of a job: to its client, on disk, and back from there. No effects here."""
+"""One job: what it is in memory, and what is said of it to its client, on disk, and back from there."""
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -9,20 +11,49 @@ from sidecar.core.dialects import recognise
 from sidecar.core.latency import Labels
 from sidecar.core.recording import Recording
 from sidecar.core.types import End, Fault, Intent, Outcome, Request
-from sidecar.engine.pump import Live
+from sidecar.engine.pump import Ask, Live
+from sidecar.engine.source import Call
 from sidecar.stores.jobs import JobRecord, Result, Status
 
 _COUNTS = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens")
 
 
-LIMIT = 64 << 20
+_STOPPED = Fault("interrupted", "the sidecar was stopped before the answer was complete; send a new job")
+
+LIMIT = 32 << 20
 """Bytes of a result: it is held in memory until it is whole."""
+
+
+class Work(msgspec.Struct):
+    """An order made ready to be sent."""
+
+    call: Callable[[], Call]
+    answer: Answer
+    labels: Labels
+
+
+class Job:
+    """A job that is queued or running in this process."""
+
+    __slots__ = ("ask", "done", "live", "record", "told")
+
+    def __init__(self, record: JobRecord, live: Live, ask: Ask) -> None:
+        self.record = record
+        self.live = live
+        self.ask = ask
+        self.told = False
+        """Somebody knows its id."""
+        self.done = asyncio.Event()
+        """Set once its end is on disk, or could not be put there, or the process ends before it has begun."""
 
 
 def ended(record: JobRecord, live: Live, now: float) -> tuple[JobRecord, Result | None]:
     """A job whose recording has ended, as it is kept. `now`: unix seconds."""
     recording, end = live.recording, live.recording.end
     assert end is not None
+    if end.fault is not None and end.fault.kind == "draining":
+        # Whoever reads this asks a process that is not stopping.
+        end = End(end.outcome, _STOPPED)
     live.learn()
     status, fault = _verdict(live, end)
     result = None
@@ -106,10 +137,12 @@ def sealed(record: JobRecord, result: Result) -> Live:
     answer.begin(result.head)
     until = record.details.get("ids_until")
     answer.ids_until = until if isinstance(until, int) else NEVER
+    answer.events = len(result.events)
     if result.end.fault is not None:
         # How a broken answer is closed off depends on what it ended with.
         tail = result.events[-1] if len(result.events) else 0
         answer.feed(result.body[tail:], 0.0)
+        answer.events = len(result.events)
     live = Live(Recording.sealed(result.head, result.body, result.events, result.end), answer)
     live.labels = labels_of(record)
     live.name = record.id

@@ -48,6 +48,7 @@ class Live:
     """An upstream call: the recording it fills, what is known of it, and who may find it."""
 
     __slots__ = (
+        "__weakref__",
         "_source",
         "answer",
         "arrived",
@@ -56,10 +57,10 @@ class Live:
         "configured",
         "early",
         "end_on_cancel",
+        "grants",
         "held",
         "labels",
         "name",
-        "patience",
         "recording",
         "settled",
         "shelf",
@@ -90,8 +91,8 @@ class Live:
         """Seconds of waiting for its head after which clients get a 200; 0: as long as it takes."""
         self.configured = 0.0
         """See `policy.patience`: what goes for clients that ask for nothing."""
-        self.patience = 0.0
-        """The most that a client which has left was granted."""
+        self.grants: list[float] = []
+        """Until when, by the loop's clock, those who have left were granted that it goes on."""
         self.timer: asyncio.TimerHandle | None = None
         """Runs while nobody reads it."""
         self.settled: list[Callable[[], None]] = []
@@ -133,14 +134,23 @@ class Live:
 
     def close(self, now: float) -> End:
         """The body ended cleanly: what end was that?"""
-        source, recording, answer = self._source, self.recording, self.answer
+        source, answer = self._source, self.answer
         assert source is not None
-        ends = answer.close(now)
-        if ends and recording.retained:
-            recording.events.extend(ends)
+        self._settle(answer.close(now))
         return policy.end_of_body(
             whole=answer.whole, declared_error=answer.facts.error, status=source.head.status
         )
+
+    def broke(self, fault: Fault) -> End:
+        """The upstream was lost: what end was that?"""
+        answer, begun = self.answer, self.recording.head is not None
+        self._settle(answer.settle(self.arrived))
+        error = answer.facts.error
+        return policy.end_of_fault(fault, begun=begun, over=answer.over, declared_error=error)
+
+    def _settle(self, ends: list[int]) -> None:
+        if ends and self.recording.retained:
+            self.recording.events.extend(ends)
 
     def learn(self) -> None:
         """Read an answer that was not a stream, once it has ended; for after the client has it."""
@@ -169,7 +179,7 @@ class Live:
 
 async def pump(upstream: Upstream, call: Call, live: Live) -> None:
     """Make the call and record its answer, to its end or the first fault."""
-    recording, answer = live.recording, live.answer
+    recording = live.recording
     source = None
     try:
         source = await upstream.open(call, live.timings)
@@ -177,14 +187,7 @@ async def pump(upstream: Upstream, call: Call, live: Live) -> None:
         await source.deliver(live.take)
         recording.finish(live.close(source.arrived))
     except (UpstreamError, RefusedError) as error:
-        recording.finish(
-            policy.end_of_fault(
-                error.fault,
-                begun=recording.head is not None,
-                over=answer.over,
-                declared_error=answer.facts.error,
-            )
-        )
+        recording.finish(live.broke(error.fault))
     except asyncio.CancelledError:
         recording.finish(live.end_on_cancel)
         raise

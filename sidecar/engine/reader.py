@@ -62,7 +62,7 @@ class Reader:
             except Exception as error:  # noqa: BLE001 - reason: it is the reader's, not the upstream's
                 waiter.set_exception(error)
                 return
-            if not self._behind and self._recording.end is None:
+            if not self._behind and self._recording.end is None and self._recording.size == self.offset:
                 return  # all is done; the task may sleep on
         waiter.set_result(None)
 
@@ -102,6 +102,9 @@ class Reader:
                 if self._behind or (recording.size > self.offset and self._pass_on(write)):
                     self._behind = False
                     return "behind"
+                if recording.size > self.offset:
+                    await asyncio.sleep(0)  # others' turn: there is more than was passed on at once
+                    continue
                 if recording.end is not None:
                     return "end"
                 if self._idle:
@@ -112,7 +115,8 @@ class Reader:
             self._write = None
 
     async def read(self) -> bytes | None:
-        """All bytes past the offset, joined; b"" at the end; None on silence. Raises LostError."""
+        """The bytes past the offset, as many as a recording gives at once; b"" at the end; None on silence.
+        Raises LostError."""
         recording = self._recording
         while True:
             if self.lost:

@@ -6,6 +6,7 @@ quarter of the budget on, what nobody is reading just now is packed.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
 
 from sidecar.core.recording import Recording
@@ -43,6 +44,8 @@ class Shelf:
         """With the time at which each goes; in this order, because all are kept equally long."""
         self._timer: asyncio.TimerHandle | None = None
         self.used = 0
+        self.evicted: Callable[[Kept], None] = lambda _kept: None
+        """Told of running calls that had to go."""
 
     def __len__(self) -> int:
         return len(self._running) + len(self._ended)
@@ -60,7 +63,9 @@ class Shelf:
         return self._running.get(name)
 
     def charge(self, kept: Kept, count: int) -> None:
-        """Its recording has grown by `count` bytes."""
+        """Its recording has grown by `count` bytes. What somebody holds has its bounds elsewhere."""
+        if kept.held:
+            return
         if (self.used + count) * _TIGHT > self._memory:
             count -= kept.recording.pack()
         kept.charged += count
@@ -104,9 +109,10 @@ class Shelf:
             oldest = next((name for name, kept in self._running.items() if not kept.held), None)
             if oldest is None:
                 return
-            recording = self._running[oldest].recording
+            kept = self._running[oldest]
             self.drop(oldest)
-            recording.keep(0)
+            kept.recording.keep(0)
+            self.evicted(kept)
 
     def _sweep(self) -> None:
         self._timer = None

@@ -27,6 +27,10 @@ def _request(line: Mapping[str, Any]) -> str:
     parts = [f"{_MARK.get(outcome, '?')} {line['status'] or '---'} {line['method']} {line['path']}"]
     if line["model"]:
         parts.append(f"{line['model']}{' (stream)' if line['stream'] else ''}")
+    if line["resumed_from"] is not None:
+        parts.append(f"resumed at event {line['resumed_from']}")
+    elif line["cache"] == "collapsed":
+        parts.append("shared")
     if outcome != "complete":
         parts.append(outcome + (f" ({line['error']})" if line["error"] else ""))
     if line["ttft_ms"] is not None:

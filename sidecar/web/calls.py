@@ -107,10 +107,11 @@ class Calls:
         asked = await self.receive(visit, raw, request, whole=ids)
         if back is None and request.fields.get(b"last-event-id") and asked.dialect and asked.intent.stream:
             raise RefusedError("not_found", "no stream has such an event", close=False)
-        ask = self._ask(visit, asked, caller)
+        ask = self.ask(visit, asked, caller)
         if back is not None:
             live = self.known(back[0])
-            if not ask.identity or live.ask.identity != ask.identity:
+            same = ask.identity and ask.identity == live.ask.identity
+            if not same and (ask.key is None or ask.key != live.ask.key):
                 raise RefusedError("not_found", "no stream has such an event", close=False)
             await self.follow(visit, live, request, caller, self.after(live, back[1]), resumed=True)
             return
@@ -125,6 +126,9 @@ class Calls:
             )
             joined = live is not None
             if live is None:
+                if len(self._hub) >= self._config.limits.requests:
+                    # Calls that go on without their clients take places, too.
+                    raise RefusedError("overloaded", f"{len(self._hub)} calls are running", close=False)
                 limit = RETAINED if asked.dialect is not None else 0
                 live = Live(Recording(limit=limit), asked.answer(), ask, asked.labels)
                 live.early, live.configured = asked.early, asked.configured
@@ -144,7 +148,7 @@ class Calls:
             else:
                 return
 
-    def _ask(self, visit: Visit, asked: Asked, caller: Caller) -> Ask:
+    def ask(self, visit: Visit, asked: Asked, caller: Caller) -> Ask:
         """By what others find this call; also what the line says of the cache."""
         request, body, trace = asked.request, asked.body, visit.trace
         fields = request.fields
@@ -213,15 +217,16 @@ class Calls:
         trace, reply, fields = visit.trace, visit.reply, request.fields
         asked = intake.patience(fields.get(b"slipstream-disconnect"))
         ids = policy.takes_ids(fields) and not plain
-        told = resumed and self._told(live, number)
+        told = resumed and _told(live, number)
         try:
-            offset = live.recording.size if told else live.recording.after(number)
-            reader = self._hub.read(live, offset)
+            offset = _offset(live, number, told=told)
+            reader = self._hub.read(live, offset, back=resumed)
         except IndexError:
             raise RefusedError("not_found", "no stream has such an event", close=False) from None
         except ValueError:
             raise RefusedError("gone", "what followed is no longer kept", close=False) from None
-        visit.live, visit.dialect = live, visit.dialect or live.answer.dialect
+        # What a job cost is told by the job's own line.
+        visit.live, visit.dialect = None if plain else live, visit.dialect or live.answer.dialect
         trace.labels = live.labels
         if resumed:
             trace.joined, trace.resumed_from = True, number
@@ -258,20 +263,24 @@ class Calls:
         return live.name
 
     @staticmethod
-    def _told(live: Live, number: int) -> bool:
-        """Whether a client with that many events has all of a stream, to the error that ended it."""
-        recording, end = live.recording, live.recording.end
-        if end is None:
-            return False
-        last = len(recording.events)
-        if end.fault is not None:
-            return number == last + 1
-        return number == last and recording.after(last) == recording.size
-
-    @staticmethod
     def _cache_status(visit: Visit) -> tuple[tuple[bytes, bytes], ...]:
         if visit.trace.cache == "collapsed":
             return COLLAPSED
         if visit.trace.cache == "off" or visit.dialect is None:
             return ()
         return MISS if visit.trace.cache == "miss" else BYPASS
+
+
+def _told(live: Live, number: int) -> bool:
+    """Whether a client with that many events has all of a stream, to the error that ended it."""
+    end, last = live.recording.end, len(live.recording.events)
+    return end is not None and number == (last if end.fault is None else last + 1)
+
+
+def _offset(live: Live, number: int, *, told: bool) -> int:
+    """Where the client with that many events goes on. Raises IndexError when there were not so many."""
+    recording = live.recording
+    known = len(recording.events)
+    if number == known + 1 and recording.end is None and live.answer.blank_begun:
+        return recording.size  # the id went out with the CR that began the blank line
+    return recording.after(known if told else number)

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from sidecar.web.client import Connection
 
 _REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
-_BETWEEN = 64 * 1024
-"""Bytes of chunk headers, extensions and trailers without any body between them."""
+_BETWEEN = 64 * 1024  # bytes of chunk headers, extensions and trailers without any body between them
 
 
 class Exchange:
@@ -43,8 +42,7 @@ class Exchange:
         self.head: Head
         self.sent_at = 0.0
         self.head_at = 0.0
-        self.arrived = 0.0
-        """When the latest bytes came; 0 while not one has."""
+        self.arrived = 0.0  # when the latest bytes came; 0 while not one has
         self._call = call
         self._connection: Connection | None = connection
         self._timeouts = timeouts
@@ -54,8 +52,7 @@ class Exchange:
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._reason = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._overhead = 0
-        """Bytes since the request, or since the last bytes of body, that were no body."""
+        self._overhead = 0  # bytes since the request, or since the last bytes of body, that were no body
         self._has_head = False
         self._interim = False
         self._chunked = False
@@ -99,30 +96,25 @@ class Exchange:
     async def until_head(self) -> None:
         """Wait for the head. Raises UpstreamError."""
         while not self._has_head:
-            if self._fault is not None:
-                raise self._fault
+            self._raise_fault()
             await self._changed()
 
     async def deliver(self, take: Callable[[bytes], None]) -> None:
-        """See `engine.source.Source`."""
         early, self._early = self._early, []
         for data in early:
             take(data)
         self._take = take
         while not self._done and self._fault is None:
             await self._changed()
-        if self._fault is not None:
-            raise self._fault
+        self._raise_fault()
 
     def pause(self) -> None:
-        """See `engine.source.Source`."""
         transport = self._connection.transport if self._connection is not None else None
         if not self._paused and transport is not None and not transport.is_closing():
             transport.pause_reading()
             self._paused = True
 
     def resume(self) -> None:
-        """See `engine.source.Source`."""
         if self._paused:
             self._paused = False
             # The time the client took to make room is not the upstream's silence.
@@ -135,6 +127,14 @@ class Exchange:
         if not self._done and self._fault is None:
             self._fault = UpstreamError("upstream_closed", "closed by the sidecar")
         self._let_go(reusable=False)
+
+    def _raise_fault(self) -> None:
+        fault, self._fault = self._fault, None  # a traceback would hold this object, and this object it
+        if fault is not None:
+            try:
+                raise fault
+            finally:
+                del fault
 
     async def _changed(self) -> None:
         self._waiter = self._loop.create_future()

@@ -11,7 +11,7 @@ import msgspec
 from sidecar.core.dialects import Dialect
 from sidecar.core.dialects.base import read_ask
 from sidecar.core.errors import RefusedError
-from sidecar.core.headers import directives, index, request_fields, tokens
+from sidecar.core.headers import index, request_fields, tokens
 from sidecar.core.types import Intent, Request
 from sidecar.core.values import Patience
 from sidecar.engine.source import Call
@@ -21,6 +21,7 @@ from sidecar.web.routes import Route
 
 _TARGET = re.compile(rb"/[^\x00-\x20\x7f]*")
 _LONGEST_WAIT = 3600.0
+_WAIT = re.compile(rb'wait\s*=\s*"?([0-9]{1,9})"?')
 _SURPRISES = (ValueError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError)
 
 
@@ -88,11 +89,12 @@ def patience(value: bytes | None) -> float | None:
 def preference(request: Request) -> float | None:
     """Seconds that a request for a background job is willing to wait for its answer (RFC 7240, 4.1 and
     4.3); None without `Prefer: respond-async`."""
-    prefer = request.fields.get(b"prefer")
-    if prefer is None or b"respond-async" not in directives(prefer):
-        return None
-    found = [part.partition(b"=")[2].strip(b' "') for part in tokens(prefer) if part.startswith(b"wait")]
-    return min(float(found[0]), _LONGEST_WAIT) if found and found[0][:9].isdigit() else 0.0
+    prefer = request.fields.get(b"prefer", b"").lower()
+    wanted = [part.partition(b";")[0].strip() for part in prefer.split(b",")]
+    if b"respond-async" not in wanted or request.method == "HEAD":
+        return None  # what comes of a HEAD cannot be fetched: the answer to a GET has a body
+    waits = [found for part in wanted if (found := _WAIT.fullmatch(part))]
+    return min(float(waits[0][1]), _LONGEST_WAIT) if waits else 0.0
 
 
 def call(request: Request, route: Route, body: Body, *, identity: bool) -> Call:

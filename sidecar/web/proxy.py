@@ -17,9 +17,9 @@ from sidecar.core.latency import Trace, record, trace_id
 from sidecar.core.types import Fault, Outcome
 from sidecar.web import intake
 from sidecar.web.calls import Calls
+from sidecar.web.errors import error_parts, own_error, reason
 from sidecar.web.incoming import Incoming
 from sidecar.web.own import RESERVED, Own
-from sidecar.web.render import error_parts, own_error, reason
 from sidecar.web.reply import ClientGoneError, Reply, Sent
 from sidecar.web.submit import Submit
 from sidecar.web.visit import Visit, heard, name

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 
 from sidecar.core.dialects import Dialect
-from sidecar.core.errors import KINDS, RefusedError, problem, status_of
+from sidecar.core.errors import RefusedError, status_of
 from sidecar.core.headers import end_to_end
 from sidecar.core.latency import Trace, server_timing
 from sidecar.core.stamp import Stamper
@@ -108,6 +108,8 @@ class Render:
                 self._keepalive(answer.keepalive if answer.at_boundary else None)
         end = live.recording.end
         assert end is not None
+        # The connection's next request waits until this client has taken what it was sent.
+        await reply.drained()
         self._end(end)
 
     def _forward(self, data: bytes) -> bool:
@@ -127,6 +129,9 @@ class Render:
     def _start(self, head: Head) -> None:
         trace, reply, answer = self._trace, self._reply, self._live.answer
         fields = end_to_end(head.headers, head.fields)
+        if trace.cache == "collapsed":
+            # A session that was begun for one request is not another's.
+            fields = [field for field in fields if field[0].lower() != b"set-cookie"]
         sized = b"content-length" in head.fields
         if sized and (self._stamper is not None or self._reader.offset):
             # It is the length of another body than this client gets.
@@ -145,8 +150,10 @@ class Render:
         first = recording.take(self._reader) if recording.size > self._reader.offset else b""
         if first and self._stamper is not None:
             first = self._stamper.stamp(first, self._reader.offset - len(first))
+        end = recording.end
+        last = end is not None and end.fault is None and recording.size == self._reader.offset
         try:
-            reply.start(head.status, head.reason, fields, sized=sized, body=first)
+            reply.start(head.status, head.reason, fields, sized=sized, body=first, last=last)
         except ValueError as error:
             raise RefusedError("upstream_protocol", str(error)) from None
         trace.head_at = time.perf_counter()
@@ -164,7 +171,7 @@ class Render:
 
     def _own_fields(self, resumable: bool) -> list[tuple[bytes, bytes]]:  # noqa: FBT001 - a fact of the answer
         fields = list(self._view.fields)
-        if resumable and self._view.named is not None and self._nameable:
+        if resumable and self._view.named is not None and self._nameable and not self._reply.bodiless:
             self._trace.stream_id = self._view.named(self._live)
             fields.append((b"Slipstream-Stream-Id", self._trace.stream_id.encode()))
         return fields
@@ -245,50 +252,3 @@ class Render:
         self._trace.error = fault.kind
         self._reply.write(self._dialect.error_frame(fault, status, upstream))
         self._reply.cut()
-
-
-def own_error(reply: Reply, dialect: Dialect | None, fault: Fault) -> int:
-    """Answer with an error of the sidecar's own: in the shape the client's SDK knows, or as a problem
-    document. Returns the status."""
-    status = status_of(fault)
-    body, fields = error_parts(fault, dialect)
-    reply.start(status, reason(fault), fields, sized=True, body=body)
-    return status
-
-
-def error_parts(fault: Fault, dialect: Dialect | None = None) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """Body and fields of an error of the sidecar's own."""
-    if dialect is not None:
-        body, kind = dialect.error_body(fault, status_of(fault)), b"application/json"
-    else:
-        body, kind = problem(fault), b"application/problem+json"
-    fields = [
-        (b"Content-Type", kind),
-        (b"Content-Length", b"%d" % len(body)),
-        (b"Slipstream-Error", fault.kind.encode()),
-    ]
-    if fault.kind in ("overloaded", "draining", "jobs_unavailable"):
-        fields.append((b"Retry-After", b"1"))
-    return body, fields
-
-
-_REASONS = {
-    400: b"Bad Request",
-    404: b"Not Found",
-    405: b"Method Not Allowed",
-    408: b"Request Timeout",
-    409: b"Conflict",
-    410: b"Gone",
-    413: b"Content Too Large",
-    431: b"Request Header Fields Too Large",
-    500: b"Internal Server Error",
-    501: b"Not Implemented",
-    502: b"Bad Gateway",
-    503: b"Service Unavailable",
-    504: b"Gateway Timeout",
-}
-
-
-def reason(fault: Fault) -> bytes:
-    """The reason phrase of a fault's status."""
-    return _REASONS[KINDS[fault.kind][0]]

@@ -13,6 +13,7 @@ from sidecar.core.headers import render
 from sidecar.web.incoming import Incoming
 
 _RESET = struct.pack("ii", 1, 0)
+_END = b"0\r\n\r\n"
 
 
 class ClientGoneError(Exception):
@@ -59,11 +60,12 @@ class Reply:
         *,
         sized: bool,
         body: bytes = b"",
+        last: bool = False,
     ) -> None:
         """Write the head, and what is already there of the body, in one go.
 
-        `sized`: the fields hold a Content-Length that the body will have. Raises ValueError when a
-        field would break out of its line; nothing has been written then.
+        `sized`: the fields hold a Content-Length that the body will have. `last`: this is all of the body.
+        Raises ValueError when a field would break out of its line; nothing has been written then.
         """
         http10 = self._raw.http10
         self.keep_alive = self.keep_alive and not self._raw.trailed
@@ -82,13 +84,17 @@ class Reply:
             extra.append((b"Connection", b"keep-alive"))
         head = render(b"HTTP/1.1 %d %b" % (status, reason), [*fields, *extra])
         self.started = True
-        if body and len(body) < 65536 and not self.bodiless:
+        parts = [head]
+        if body and not self.bodiless:
             self.bytes += len(body)
-            self._transport.write(head + (b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body))
+            parts += [b"%x\r\n" % len(body), body, b"\r\n"] if self._chunked else [body]
+        if last and self._chunked:
+            self._chunked = False
+            parts.append(_END)
+        if len(body) < 65536:
+            self._transport.write(b"".join(parts))
         else:
-            self._transport.write(head)
-            if body:
-                self.write(body)
+            self._transport.writelines(parts)
 
     def write(self, data: bytes) -> None:
         """Write some of the body. Never waits; see `drained`."""
@@ -124,7 +130,7 @@ class Reply:
         if transport is None or transport.is_closing():
             return
         if self._chunked:
-            transport.write(b"0\r\n\r\n")
+            transport.write(_END)
         if not self.keep_alive and transport.get_write_buffer_size():
             # aiohttp closes after this, but would wait for ever for a client that reads no more.
             asyncio.get_running_loop().call_later(self._timeout, transport.abort)

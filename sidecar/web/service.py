@@ -18,7 +18,7 @@ from sidecar.engine.jobdisk import JobDisk
 from sidecar.engine.jobs import Jobs
 from sidecar.engine.jobstate import status_of
 from sidecar.engine.shelf import Shelf
-from sidecar.stores.jobs import JobRecord, JobStore
+from sidecar.stores.jobs import JobRecord, JobStore, StoreError
 from sidecar.web.calls import Calls
 from sidecar.web.client import Client
 from sidecar.web.own import Own
@@ -64,7 +64,7 @@ class Service:
         self._jobs = Jobs(
             self._hub,
             JobDisk(store),
-            lambda order: prepared(calls, order),
+            lambda record, order: prepared(calls, record, order),
             self._job_ended,
             self._tell,
             self._on_fault,
@@ -105,9 +105,13 @@ class Service:
             most=min(config.limits.connections, _connections_possible()),
         )
         self._listener = await asyncio.get_running_loop().create_server(
-            self._server, config.server.host, config.server.port, backlog=1024
+            self._server, config.server.host, config.server.port, backlog=1024, start_serving=False
         )
-        await self._jobs.start()
+        try:
+            await self._jobs.start()  # what an earlier process left is taken up before anything new
+        except StoreError as error:
+            self._log.warning("no_jobs", reason=str(error))
+        await self._listener.start_serving()
         address = self._listener.sockets[0].getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
         self.url = f"http://{host}:{address[1]}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 
 from sidecar.config import Config
 from sidecar.core.dialects import recognise
@@ -9,15 +10,18 @@ from sidecar.core.errors import RefusedError
 from sidecar.core.fingerprint import Caller
 from sidecar.core.headers import index
 from sidecar.core.ids import mint
+from sidecar.core.policy import is_retry
 from sidecar.core.types import Request
-from sidecar.engine.jobs import Job, Jobs, Work
-from sidecar.engine.jobstate import status_of
+from sidecar.engine.jobs import Jobs
+from sidecar.engine.jobstate import Job, Work, status_of
 from sidecar.engine.source import Origin
 from sidecar.stores.jobs import JobRecord, Order
+from sidecar.web import intake
 from sidecar.web.body import Body
 from sidecar.web.calls import Asked, Calls
 from sidecar.web.incoming import Incoming
 from sidecar.web.own import RESERVED, send_json
+from sidecar.web.routes import Route
 from sidecar.web.visit import Visit
 from sidecar.web.webhooks import target
 
@@ -33,9 +37,12 @@ class Submit:
         self._calls = calls
         self._jobs = jobs
         self._webhooks = webhooks
+        self._waiting: Counter[str] = Counter()
+        """Requests by the job whose id they have not been told yet."""
 
     async def serve(self, visit: Visit, raw: Incoming, request: Request, caller: Caller, wait: float) -> None:
         """Serve one request. `wait`: seconds its client would rather wait. Raises RefusedError."""
+        intake.patience(request.fields.get(b"slipstream-disconnect"))
         hook = request.fields.get(b"slipstream-webhook")
         if hook is not None:
             target(hook.decode("latin-1"), self._webhooks)
@@ -43,15 +50,34 @@ class Submit:
         if asked.body.more is not None:
             detail = f"a job's body may have {self._limit} bytes (limits.body)"
             raise RefusedError("body_too_large", detail)
-        record = _record(visit, asked, mint(self._secret, caller.scope, "j"), hook)
-        # The preference has been met here; an upstream that meets it too would answer with a job of its own.
-        headers = tuple(field for field in request.headers if field[0].lower() != b"prefer")
-        order = Order(request.method, request.target, headers, asked.body.kept, request.http10)
-        job = await self._jobs.submit(record, order, work(asked))
-        visit.trace.stream_id = record.id
-        if wait and await self._ended(job, wait):
-            await self._calls.follow(visit, await self._jobs.result(record.id), request, caller, plain=True)
+        ask = self._calls.ask(visit, asked, caller)
+        again = self._jobs.repeated(ask, retry=is_retry(request.fields))
+        name = again or mint(self._secret, caller.scope, "j")
+        self._waiting[name] += 1
+        job: Job | None = None
+        try:
+            if again is not None:
+                job = await self._jobs.taken(name)
+            else:
+                record = _record(visit, asked, name, hook)
+                job = await self._jobs.submit(record, _order(asked), work(asked), ask)
+            del asked  # the body is on disk now
+            visit.trace.stream_id, visit.trace.cache = name, "off"
+            over = bool(wait) and await self._ended(job, wait)
+            job.told = job.told or not over
+        except asyncio.CancelledError:
+            # Nobody can ask for an answer whose id nobody knows.
+            if self._waiting[name] == 1 and hook is None and (job is None or not job.told):
+                self._jobs.unwanted(name)
+            raise
+        finally:
+            self._waiting[name] -= 1
+            if not self._waiting[name]:
+                del self._waiting[name]
+        if over:
+            await self._calls.follow(visit, await self._jobs.result(name), request, caller, plain=True)
             return
+        record = job.record
         fields = (
             (b"Location", f"{RESERVED}jobs/{record.id}".encode()),
             (b"Preference-Applied", b"respond-async"),
@@ -67,7 +93,7 @@ class Submit:
                 await job.done.wait()
         except TimeoutError:
             return False
-        return True
+        return job.record.ended is not None
 
 
 def work(asked: Asked) -> Work:
@@ -75,8 +101,16 @@ def work(asked: Asked) -> Work:
     return Work(asked.call, asked.answer(), asked.labels)
 
 
-def prepared(calls: Calls, order: Order) -> Work:
-    """An order from disk as a job's work, by today's configuration. Raises RefusedError."""
+def _order(asked: Asked) -> Order:
+    request = asked.request
+    # The preference is met here; an upstream that meets it too would answer with a job of its own.
+    headers = tuple(field for field in request.headers if field[0].lower() != b"prefer")
+    return Order(request.method, request.target, headers, asked.body.kept, request.http10)
+
+
+def prepared(calls: Calls, record: JobRecord, order: Order) -> Work:
+    """An order from disk as a job's work. Raises RefusedError, also when today's configuration would send
+    it to another place: prompt and credential were meant for the one it was taken for."""
     path, _, query = order.target.partition(b"?")
     request = Request(
         method=order.method,
@@ -88,8 +122,15 @@ def prepared(calls: Calls, order: Order) -> Work:
         http10=order.http10,
     )
     route = calls.route(request, request.path)
+    if record.labels.get("origin") != _origin(route):
+        detail = "the configuration sends this path elsewhere now than when the job was taken; send it again"
+        raise RefusedError("no_upstream", detail, close=False)
     dialect = recognise(request.method, request.path)
     return work(calls.asked(request, route, dialect, Body(order.body, None, 0.0)))
+
+
+def _origin(route: Route) -> str:
+    return f"{route.origin.scheme}://{route.origin.host}:{route.origin.port}{route.base.decode()}"
 
 
 def _record(visit: Visit, asked: Asked, name: str, hook: bytes | None) -> JobRecord:
@@ -105,6 +146,7 @@ def _record(visit: Visit, asked: Asked, name: str, hook: bytes | None) -> JobRec
             "path": trace.path,
             # The rest of a query may hold a credential.
             "query": "alt=sse" if "alt=sse" in asked.request.query.split("&") else "",
+            "origin": _origin(asked.route),
             "upstream": labels.upstream,
             "provider": labels.provider,
             "operation": labels.operation,

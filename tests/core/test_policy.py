@@ -14,6 +14,7 @@ from sidecar.core.policy import (
     may_join,
     may_share,
     patience,
+    same_operation,
     starts_again,
     stays_away,
     takes_ids,
@@ -73,7 +74,11 @@ def test_what_a_client_that_leaves_is_granted(asked, configured, resumable, gran
     ],
 )
 def test_how_long_a_call_goes_on_when_a_reader_has_left(ended, over, readers, held, patience, seconds):
-    assert lease(ended=ended, over=over, readers=readers, held=held, patience=patience) == seconds
+    given = {"ended": ended, "over": over, "readers": readers, "held": held}
+    assert lease(**given, patience=patience) == seconds
+    # Nobody can come back to a process that drains; what was to be finished, is.
+    drained = 0.0 if 0 < seconds < FINISH else seconds
+    assert lease(**given, patience=patience, draining=True) == drained
 
 
 @pytest.mark.parametrize(
@@ -116,19 +121,32 @@ def test_who_shares_a_call(control, shares):
 
 
 @pytest.mark.parametrize(
-    ("ended", "retained", "plain", "same", "joins"),
+    ("ended", "retained", "plain", "coding", "operation", "joins"),
     [
-        (False, True, True, True, True),
-        (False, True, True, False, True),
+        (False, True, True, True, True, True),
+        (False, True, True, False, True, True),
         # It may turn out to be compressed, in a way that only some can read.
-        (False, True, False, True, True),
-        (False, True, False, False, False),
-        (True, True, True, True, False),
-        (False, False, True, True, False),
+        (False, True, False, True, True, True),
+        (False, True, False, False, True, False),
+        (True, True, True, True, True, False),
+        (False, False, True, True, True, False),
+        # They say themselves that they are two.
+        (False, True, True, True, False, False),
     ],
 )
-def test_which_calls_can_be_joined(ended, retained, plain, same, joins):
-    assert may_join(ended=ended, retained=retained, plain=plain, same_coding=same) is joins
+def test_which_calls_can_be_joined(ended, retained, plain, coding, operation, joins):
+    found = may_join(
+        ended=ended, retained=retained, plain=plain, same_coding=coding, same_operation=operation
+    )
+    assert found is joins
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "same"),
+    [(None, None, True), (b"a", None, True), (None, b"a", True), (b"a", b"a", True), (b"a", b"b", False)],
+)
+def test_what_may_be_one_operation(name, before, same):
+    assert same_operation(name, before) is same
 
 
 @pytest.mark.parametrize(

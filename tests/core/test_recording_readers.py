@@ -242,3 +242,28 @@ def test_one_that_stands_still_costs_at_most_the_allowed_bytes():
     assert slow.lost
     assert LAG - len(block) <= most <= LAG + len(block)
     assert len(recording._bytes) == 0
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_many_readers_cost_each_other_nothing(limit):
+    """What a chunk costs grows with their number, not with its square: it holds up every stream of the process."""
+    looked = 0
+
+    class Watched(Reader):
+        @property
+        def offset(self):
+            nonlocal looked
+            looked += 1
+            return self._offset
+
+        @offset.setter
+        def offset(self, value):
+            self._offset = value
+
+    many, recording = 500, Recording(limit=limit)
+    readers = [Watched(recording, follows=True) for _ in range(many)]
+    recording.append(b"x")
+    looked = 0
+    recording.append(b"x")
+    assert looked < 20 * many
+    assert all(reader.got == b"xx" for reader in readers)

@@ -1,0 +1,53 @@
+"""Errors of the sidecar's own, as responses."""
+
+from sidecar.core.dialects import Dialect
+from sidecar.core.errors import KINDS, problem, status_of
+from sidecar.core.types import Fault
+from sidecar.web.reply import Reply
+
+
+def own_error(reply: Reply, dialect: Dialect | None, fault: Fault) -> int:
+    """Answer with an error of the sidecar's own: in the shape the client's SDK knows, or as a problem
+    document. Returns the status."""
+    status = status_of(fault)
+    body, fields = error_parts(fault, dialect)
+    reply.start(status, reason(fault), fields, sized=True, body=body)
+    return status
+
+
+def error_parts(fault: Fault, dialect: Dialect | None = None) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """Body and fields of an error of the sidecar's own."""
+    if dialect is not None:
+        body, kind = dialect.error_body(fault, status_of(fault)), b"application/json"
+    else:
+        body, kind = problem(fault), b"application/problem+json"
+    fields = [
+        (b"Content-Type", kind),
+        (b"Content-Length", b"%d" % len(body)),
+        (b"Slipstream-Error", fault.kind.encode()),
+    ]
+    if fault.kind in ("overloaded", "draining", "jobs_unavailable"):
+        fields.append((b"Retry-After", b"1"))
+    return body, fields
+
+
+_REASONS = {
+    400: b"Bad Request",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    409: b"Conflict",
+    410: b"Gone",
+    413: b"Content Too Large",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+
+
+def reason(fault: Fault) -> bytes:
+    """The reason phrase of a fault's status."""
+    return _REASONS[KINDS[fault.kind][0]]
