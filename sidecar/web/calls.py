@@ -96,7 +96,9 @@ class Calls:
             model=intent.model and intent.model[:NAME],
             stream=intent.stream,
         )
-        configured = self._routes.patience(request.path, route)
+        wish = intake.patience(request.fields.get(b"slipstream-disconnect"))
+        # Whoever comes back without saying so wants what the request that began it wanted.
+        configured = self._routes.patience(request.path, route) if wish is None else wish
         return Asked(request, route, dialect, body, intent, labels, early, configured)
 
     async def serve(self, visit: Visit, raw: Incoming, request: Request, caller: Caller) -> None:
