@@ -104,7 +104,7 @@ class Hub:
         recording, now = live.recording, self._loop.time()
         reader.close()
         live.grants = [grant for grant in live.grants if grant > now]
-        if patience > 0:
+        if patience > 0 and math.inf not in live.grants:
             live.grants.append(now + patience)
         wait = policy.lease(
             ended=recording.end is not None,

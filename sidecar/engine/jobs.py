@@ -26,6 +26,7 @@ from sidecar.engine.pump import NO_ASK, Ask, Live
 from sidecar.stores.jobs import JobRecord, Order, StoreError, WebhookState
 
 _SWEEP = 300.0  # seconds between looks for results whose time is over
+_LAST_WRITES = 30.0  # seconds that stopping waits for the ends of jobs to be on disk
 _DRAINING = End(Outcome.REFUSED, Fault("draining", "the job will begin once the sidecar runs again"))
 INTERRUPTED = Fault(
     "interrupted",
@@ -170,9 +171,9 @@ class Jobs:
         self._stopping = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for name, job in list(self._jobs.items()):
-            if name not in self._queue:
-                await job.done.wait()
+        begun = [self._spawn(job.done.wait()) for name, job in self._jobs.items() if name not in self._queue]
+        if begun:
+            await asyncio.wait(begun, timeout=_LAST_WRITES)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
