@@ -11,13 +11,24 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-PAGE = 4096
-"""Bytes of a page."""
-_PATIENCE = 2.0
-"""Seconds to wait for somebody who looks into the file, such as a backup or the `sqlite3` shell."""
+from sidecar.stores.sqlitefile import (
+    ERRORS,
+    PAGE,
+    DamagedError,
+    check_content,
+    check_schema,
+    connect,
+    family,
+    reason,
+    shape,
+    sync_folder,
+)
+
+__all__ = ["PAGE", "Database", "FolderInUseError", "StoreError"]
 
 _SETTINGS = (
     "synchronous=FULL",  # a commit is on the disk when it returns
@@ -28,21 +39,6 @@ _SETTINGS = (
     "trusted_schema=OFF",
 )
 
-_REASONS = {
-    "SQLITE_FULL": "the disk is full",
-    "SQLITE_IOERR": "the disk reports an error",
-    "SQLITE_READONLY": "it cannot be written to",
-    "SQLITE_CANTOPEN": "it cannot be opened",
-    "SQLITE_BUSY": "another process has locked it",
-    "SQLITE_CORRUPT": "it is damaged",
-    "SQLITE_NOTADB": "it is damaged",
-}
-
-_ERRORS = (sqlite3.Error, UnicodeError)
-"""What its methods raise; the latter where a message quotes a damaged file."""
-_DAMAGE = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-"""What SQLite says of a file that it does not understand."""
-
 
 class FolderInUseError(Exception):
     """Another process uses the folder; the message is one line for people."""
@@ -50,10 +46,6 @@ class FolderInUseError(Exception):
 
 class StoreError(Exception):
     """The disk did not do what was asked; the message is one line for people, without anybody's data."""
-
-
-class _DamagedError(Exception):
-    """What is in the file cannot be used."""
 
 
 class Database:
@@ -113,7 +105,7 @@ class Database:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                with suppress(*_ERRORS):
+                with suppress(*ERRORS):
                     self._roll_back()
                 raise
         if self._wiping:
@@ -129,7 +121,7 @@ class Database:
     def close(self) -> None:
         """Never raises; what a transaction has done is on the disk already."""
         if self._lock is not None:
-            with suppress(*_ERRORS):
+            with suppress(*ERRORS):
                 self._connection.close()
             os.close(self._lock)
             self._lock = None
@@ -139,7 +131,7 @@ class Database:
         try:
             state = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             self._wiping = state[0][0] != 0
-        except _ERRORS:
+        except ERRORS:
             self._wiping = True
 
     def _roll_back(self) -> None:
@@ -150,15 +142,9 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except _ERRORS as error:
+        except ERRORS as error:
             # Without its cause: it may quote what is in the file.
-            raise StoreError(f"{self._name}: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    name = getattr(error, "sqlite_errorname", None) or type(error).__name__
-    kind = "_".join(name.split("_")[:2])
-    return f"{_REASONS[kind]} ({name})" if kind in _REASONS else name
+            raise StoreError(f"{self._name}: {reason(error)}") from None
 
 
 def _lock(path: Path) -> int:
@@ -179,20 +165,16 @@ def _lock(path: Path) -> int:
 
 
 def _open(path: Path, schema: str, version: int) -> tuple[sqlite3.Connection, Path | None]:
+    check = partial(_check, schema=schema, version=version)
     if path.exists():
-        with suppress(_DamagedError):
-            return _connect(path, schema, version), None
+        with suppress(DamagedError):
+            return connect(path, _SETTINGS, check), None
     aside = _set_aside(path)
     _create(path, schema, version)
     try:
-        return _connect(path, schema, version), aside
-    except _DamagedError as error:
+        return connect(path, _SETTINGS, check), aside
+    except DamagedError as error:
         raise OSError(f"{path}: {error}") from None
-
-
-def _family(path: Path) -> list[Path]:
-    """A database and the files SQLite keeps beside it."""
-    return [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
 
 
 def _set_aside(path: Path) -> Path | None:
@@ -203,7 +185,7 @@ def _set_aside(path: Path) -> Path | None:
         stamp += 1
     target = path.with_name(f"{path.name}.damaged-{stamp}")
     moved = None
-    for old, new in zip(_family(path), _family(target), strict=True):
+    for old, new in zip(family(path), family(target), strict=True):
         if old.exists():
             old.rename(new)
             moved = moved or new
@@ -213,7 +195,7 @@ def _set_aside(path: Path) -> Path | None:
 def _create(path: Path, schema: str, version: int) -> None:
     """Made aside and renamed, so that an empty or half-made file under the real name is a damaged one."""
     draft = path.with_name(path.name + ".new")
-    for leftover in _family(draft):
+    for leftover in family(draft):
         leftover.unlink(missing_ok=True)
     os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
@@ -223,75 +205,14 @@ def _create(path: Path, schema: str, version: int) -> None:
                 f"PRAGMA user_version={version}; COMMIT"
             )
     except sqlite3.Error as error:
-        raise OSError(f"{path}: {_reason(error)}") from None
+        raise OSError(f"{path}: {reason(error)}") from None
     draft.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _connect(path: Path, schema: str, version: int) -> sqlite3.Connection:
-    """Raises _DamagedError and OSError."""
-    # The file is not opened to look at it: closing it again would drop SQLite's own locks.
-    for file in _family(path):
-        if file.exists() and file.stat().st_mode & 0o077:
-            file.chmod(0o600)
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise PermissionError(f"{path} cannot be written to")
-    log = path.with_name(path.name + "-wal")
-    if path.stat().st_size % PAGE and not (log.exists() and log.stat().st_size):
-        # SQLite takes what is missing of the last page for zeros.
-        raise _DamagedError("its end is missing")
-    connection: sqlite3.Connection | None = None
-    try:
-        # Cached statements would keep the last values they were given: a prompt, or 32 MiB of an answer.
-        connection = sqlite3.connect(
-            path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=0
-        )
-        for setting in _SETTINGS:
-            connection.execute(f"PRAGMA {setting}").fetchall()
-        _check(connection, schema, version)
-        _keep_log(connection, path)
-    except BaseException as error:
-        if connection is not None:
-            connection.close()
-        if not isinstance(error, _ERRORS):
-            raise
-        if _is_damage(error):
-            raise _DamagedError(_reason(error)) from None
-        raise OSError(f"{path}: {_reason(error)}") from None
-    return connection
+    sync_folder(path.parent)
 
 
 def _check(connection: sqlite3.Connection, schema: str, version: int) -> None:
-    """Raises _DamagedError, and sqlite3.Error where SQLite itself finds fault."""
-    if connection.execute("PRAGMA user_version").fetchall() != [(version,)]:
-        raise _DamagedError("it is of another version")
+    """Raises DamagedError, and sqlite3.Error where SQLite itself finds fault."""
     with closing(sqlite3.connect(":memory:")) as model:
         model.executescript(schema)
-        if _shape(connection) != _shape(model):
-            raise _DamagedError("its tables are not those of its version")
-    if connection.execute("PRAGMA integrity_check(1)").fetchall() != [("ok",)]:
-        raise _DamagedError("it fails SQLite's check")
-    # A damaged header can make it read-only, which shows only when writing.
-    connection.execute("BEGIN IMMEDIATE")
-    connection.execute(f"PRAGMA user_version={version}")
-    connection.execute("ROLLBACK")
-
-
-def _keep_log(connection: sqlite3.Connection, path: Path) -> None:
-    if connection.execute("PRAGMA journal_mode=WAL").fetchall() != [("wal",)]:
-        raise OSError(f"{path}: the file system does not allow a write-ahead log")
-
-
-def _shape(connection: sqlite3.Connection) -> list[tuple[str, str, str]]:
-    found = connection.execute("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
-    return [(kind, name, " ".join((sql or "").split())) for kind, name, sql in found]
-
-
-def _is_damage(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-    # Plain "read-only" comes from a damaged header; the longer codes have reasons outside of the file.
-    return code & 0xFF in _DAMAGE or code == sqlite3.SQLITE_READONLY
+        check_schema(connection, shape(model), version)
+    check_content(connection)

@@ -1,0 +1,119 @@
+"""diskcache, kept to bytes: what it makes of keys and blobs, and the database it makes.
+
+Nothing is ever unpickled, whatever a file says (CVE-2025-69872), and no file but the database's is written,
+read or removed.
+
+A blob is stored between a front and a tail of zeros:
+
+    length of blob (8 bytes), length of key (2), key, zeros up to 489 bytes; blob; zeros up to n * 4092
+
+489 bytes is what SQLite keeps of a long row in a page that it shares with other rows. It leaves copies behind
+when it moves rows between such pages, so that deleting a row would not wipe it all. 4092 bytes are what
+fits into each page for the rest of a row. So the blob begins where those pages begin: they hold nothing else,
+are never copied, and are zeroed when they are freed.
+"""
+
+import os
+import sqlite3
+from typing import Any
+
+import diskcache
+from diskcache.core import DBNAME, DEFAULT_SETTINGS, METADATA, MODE_RAW, UNKNOWN
+
+from sidecar.stores.sqlitefile import PAGE
+
+__all__ = ["DBNAME", "FRONT", "SETTINGS", "BytesCache", "BytesDisk", "length", "room"]
+
+FRONT = ((PAGE - 12) * 32 // 255) - 23
+"""From https://www.sqlite.org/fileformat2.html, section 1.6."""
+_PIECE = PAGE - 4
+LONGEST_KEY = FRONT - 10
+
+SETTINGS = frozenset(DEFAULT_SETTINGS.keys() | METADATA.keys())
+"""All that diskcache keeps in its table of settings. It runs others as pragmas, if they are in the file."""
+
+
+def _front(key: bytes, size: int) -> bytes:
+    return (size.to_bytes(8, "big") + len(key).to_bytes(2, "big") + key).ljust(FRONT, b"\0")
+
+
+def length(key: bytes, value: bytes) -> int:
+    """Of the blob that a stored value, or its first `FRONT` bytes, belongs to. Raises ValueError where it is
+    not that key's: a damaged index can lead to another row."""
+    size = int.from_bytes(value[:8], "big")
+    if value[:FRONT] != _front(key, size):
+        raise ValueError("the value of another key")
+    return size
+
+
+def room(size: int) -> int:
+    """Bytes that a blob takes in the database, about."""
+    return size + -size % _PIECE + FRONT + 300
+
+
+class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # it has no types
+    """Keys and values are bytes. Raises TypeError when given, and ValueError when finding anything else."""
+
+    def put(self, key: bytes) -> tuple[memoryview, bool]:
+        if type(key) is not bytes:
+            raise TypeError("keys are bytes")
+        if len(key) > LONGEST_KEY:
+            raise ValueError("the key is too long")
+        return sqlite3.Binary(key), True
+
+    def get(self, key: object, raw: object) -> bytes:
+        if not raw or type(key) is not bytes:
+            raise ValueError("a key that is not bytes")
+        return key
+
+    def store(self, value: bytes, read: object, key: bytes = UNKNOWN) -> tuple[int, int, None, memoryview]:
+        if type(value) is not bytes or type(key) is not bytes or read:
+            raise TypeError("keys and values are bytes")
+        whole = b"".join((_front(key, len(value)), value, bytes(-len(value) % _PIECE)))
+        return 0, MODE_RAW, None, sqlite3.Binary(whole)
+
+    def fetch(
+        self, mode: object, filename: object, value: object, read: object, key: bytes | None = None
+    ) -> bytes:
+        if mode != MODE_RAW or filename is not None or type(value) is not bytes or read:
+            raise ValueError("a value that is not bytes")
+        if key is None:
+            key = value[10 : 10 + int.from_bytes(value[8:10], "big")]
+        size = length(key, value)
+        if len(value) != FRONT + size + -size % _PIECE:
+            raise ValueError("a value that is not whole")
+        return value[FRONT : FRONT + size]
+
+    def filename(self, key: object = UNKNOWN, value: object = UNKNOWN) -> tuple[str, str]:
+        raise ValueError("there are no files of values")
+
+    def remove(self, file_path: object) -> None:
+        """Nothing: a row with a file's name was not made here, and may name any file."""
+
+
+class BytesCache(diskcache.Cache):  # type: ignore[misc]  # it has no types
+    """diskcache on a connection of ours. Those it makes itself belong to one thread each, which alone can
+    close them, and take their pragmas from what is in the file."""
+
+    def __init__(self, connection: sqlite3.Connection, limit: int) -> None:
+        self._connection = connection
+        super().__init__(
+            os.sep,  # it would expand "~" and "$" in the real one, and has no use for it
+            disk=BytesDisk,
+            statistics=0,
+            tag_index=1,
+            eviction_policy="least-recently-used",
+            size_limit=limit,
+            cull_limit=0,  # it goes by the wall clock; see DiskStore
+            sqlite_auto_vacuum=2,  # incremental: no pages are moved while entries come and go
+            sqlite_cache_size=-2048,  # KiB
+            sqlite_journal_mode="wal",
+            sqlite_mmap_size=0,  # an error of the disk would be a SIGBUS
+            sqlite_synchronous=1,  # normal: a power cut may take the last entries, and nothing else
+            disk_min_file_size=1 << 62,
+            disk_pickle_protocol=0,
+        )
+
+    @property
+    def _con(self) -> Any:
+        return self._connection
