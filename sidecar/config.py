@@ -13,12 +13,26 @@ from typing import Any
 import msgspec
 
 from sidecar.core.values import ConfigError, nearest, plain, shown, upstream_url
-from sidecar.tables import Config, Limits, Section, Timeouts, UpstreamTable
+from sidecar.tables import CacheRule, Config, Limits, Section, Timeouts, UpstreamTable
 
-__all__ = ["KEYS", "SECTIONS", "Config", "Limits", "Loaded", "Section", "Timeouts", "UpstreamTable", "load"]
+__all__ = [
+    "KEYS",
+    "SECTIONS",
+    "CacheRule",
+    "Config",
+    "Limits",
+    "Loaded",
+    "Section",
+    "Timeouts",
+    "UpstreamTable",
+    "load",
+]
 
 PREFIX = "SLIPSTREAM_"
 _LEAST_HEADERS = 1024
+_COUNTS_ALWAYS = frozenset(
+    {"model", "stream", "stream_options", "messages", "input", "prompt", "contents", "system", "tools"}
+)
 
 SECTIONS: dict[str, type[Section]] = {
     field.name: field.type for field in msgspec.structs.fields(Config) if field.name != "upstreams"
@@ -164,11 +178,16 @@ def _type_of(key: str) -> Any:
 def _convert(key: str, value: object, kind: Any, origin: str) -> object:
     if key == "keepalive.early" and str(value).lower() in ("off", "false"):
         value = 0
+    if key == "cache.max_temperature" and str(value).lower() in ("none", ""):
+        value = None
     if isinstance(value, str) and getattr(kind, "__origin__", None) is list:
         value = [part.strip() for part in value.split(",") if part.strip()]
     elif isinstance(value, str) and getattr(kind, "__origin__", None) is dict:
         # /a=finish,/b=grace=5
         value = {name.strip(): rest for name, _, rest in (part.partition("=") for part in value.split(","))}
+    if key == "cache.paths" and isinstance(value, dict):
+        # Most often it is about the time.
+        value = {name: rule if isinstance(rule, dict) else {"ttl": rule} for name, rule in value.items()}
     try:
         return msgspec.convert(value, kind, strict=False, dec_hook=_parse)
     except msgspec.ValidationError as error:
@@ -187,9 +206,13 @@ def _check(config: Config) -> None:
         raise ConfigError(f"limits.headers = {config.limits.headers:d}: expected at least {_LEAST_HEADERS}")
     if config.server.upstream is not None:
         upstream_url("server.upstream", config.server.upstream)
-    for prefix in config.disconnect.paths:
-        if not prefix.startswith("/") or "?" in prefix:
-            raise ConfigError(f"disconnect.paths: {prefix!r} is no path prefix; expected one such as /v1")
+    for key, prefixes in (("disconnect.paths", config.disconnect.paths), ("cache.paths", config.cache.paths)):
+        for prefix in prefixes:
+            if not prefix.startswith("/") or "?" in prefix:
+                raise ConfigError(f"{key}: {prefix!r} is no path prefix; expected one such as /v1")
+    for name in config.cache.ignore:
+        if name in _COUNTS_ALWAYS or "" in name.split("."):
+            raise ConfigError(f"cache.ignore: {name!r} cannot be ignored; expected a field such as user")
     names = set()
     for number, entry in enumerate(config.upstreams):
         where = f"upstreams[{number}]"

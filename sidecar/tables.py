@@ -8,6 +8,7 @@ from sidecar.core.values import Duration, Patience, Size
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
+Temperature = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,6 +29,17 @@ class Admin(Section, frozen=True):
     port: Port = 8401
 
 
+class CacheRule(Section, frozen=True):
+    """What goes for some of the cached answers, where it is not what goes for all."""
+
+    ttl: Duration | None = None
+    stale_if_error: Duration | None = None
+    largest: Size | None = None
+    max_temperature: Temperature | None = None
+    finish: list[str] | None = None
+    tools: bool | None = None
+
+
 class UpstreamTable(Section, frozen=True):
     """One entry of `[[upstreams]]`."""
 
@@ -41,6 +53,8 @@ class UpstreamTable(Section, frozen=True):
     """Whether the prefix is for choosing only and is cut off before forwarding."""
     disconnect: Patience | None = None
     """As `disconnect.default`, for what goes here."""
+    cache: CacheRule | None = None
+    """As in `[cache]`, for what comes from here."""
 
 
 class Timeouts(Section, frozen=True):
@@ -93,6 +107,34 @@ class Cache(Section, frozen=True):
     mode: Literal["off", "exact", "semantic", "shadow"] = "exact"
     collapse: bool = True
     """Whether identical requests that run at the same time share one upstream call."""
+    ttl: Duration = Duration(3600)
+    """For how long an answer is fresh; 0 stores none."""
+    size: Size = Size(1 << 30)
+    """Bytes on disk; what was used longest ago makes room."""
+    memory: Size = Size(64 << 20)
+    """Bytes of answers that are at hand without the disk."""
+    largest: Size = Size(4 << 20)
+    """Bytes of the largest answer that is stored."""
+    share: Literal["credential", "upstream"] = "credential"
+    """Who gets an answer: the credential that it was made for, or all that have one."""
+    replay: Literal["instant", "paced"] = "instant"
+    """Whether a stream out of the cache comes at once, or about as it first came."""
+    fresh_ids: bool = False
+    """Whether a hit gets a response id and a creation time of its own."""
+    uncompressed: bool = False
+    """Whether upstreams are asked for answers that are not compressed, because others cannot be stored."""
+    stale_if_error: Duration = Duration(0)
+    """For how long after its time an answer may stand in for an upstream that is down."""
+    max_temperature: Temperature | None = None
+    """Requests that ask for more are neither answered from the cache nor stored."""
+    finish: list[str] = []
+    """Finish reasons, beside the ordinary ones, with which answers are stored; also `refusal`."""
+    tools: bool = True
+    """Whether answers that call tools are stored."""
+    ignore: list[str] = []
+    """Fields of request bodies that make no difference, with dots for those inside of others."""
+    paths: dict[str, CacheRule] = {}
+    """Other terms by path prefix; the longest wins, and goes before the upstream's own."""
 
 
 class Shutdown(Section, frozen=True):

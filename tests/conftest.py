@@ -9,6 +9,7 @@ import pytest
 
 from sidecar.config import load
 from sidecar.scripted import ScriptedProvider
+from sidecar.stores.disk import DiskStore
 from sidecar.stores.jobs import JobStore
 from sidecar.telemetry.log import make_logger, request_lines
 from sidecar.web.service import Service
@@ -65,19 +66,24 @@ async def provider() -> AsyncIterator[ScriptedProvider]:
 @pytest.fixture
 async def start_sidecar() -> AsyncIterator[StartSidecar]:
     """`await start_sidecar(upstream_url, keepalive__interval=0.05, ...)`; stopped after the test, which
-    fails if the sidecar logged a fault of its own. `folder`: where it keeps jobs."""
+    fails if the sidecar logged a fault of its own. `folder`: where it keeps jobs and answers. Answers are
+    stored only where a test says for how long: the others send the same request again and again."""
     running: list[Sidecar] = []
 
     async def start(
         upstream: str | None, *, tls: Any = None, file: Any = None, folder: Any = None, **keys: Any
     ) -> Sidecar:
-        flags = {key.replace("__", "."): value for key, value in keys.items()}
+        flags = {"cache.ttl": 0} | {key.replace("__", "."): value for key, value in keys.items()}
         flags |= {"server.upstream": upstream, "server.port": 0}
         config = load(flags, environment={}, file=file).config
         lines = Lines()
         log, requests = make_logger(lines, "json", "info"), request_lines(lines, "json", "info")
         store = JobStore.open(folder) if folder is not None else None
-        service = Service(config, b"s" * 32, log, requests, tls, store=store, webhook_key=b"w" * 32)
+        size = config.cache.size
+        answers = (lambda: DiskStore.open(folder / "answers", size)) if folder is not None else None
+        service = Service(
+            config, b"s" * 32, log, requests, tls, store=store, answers=answers, webhook_key=b"w" * 32
+        )
         await service.start()
         running.append(Sidecar(service, lines))
         return running[-1]

@@ -7,7 +7,7 @@ import click
 import msgspec
 
 from sidecar.cli.options import flags, loaded
-from sidecar.config import SECTIONS, Loaded, Section, UpstreamTable
+from sidecar.config import SECTIONS, CacheRule, Loaded, Section, UpstreamTable
 from sidecar.core.values import Duration, Patience, Size
 
 
@@ -64,6 +64,8 @@ def _value(value: object) -> str:
     """A TOML value. JSON's strings, booleans and arrays of strings are TOML's too."""
     if isinstance(value, Patience):
         return json.dumps(str(value))
+    if isinstance(value, CacheRule):
+        value = {name: item for name, item in msgspec.structs.asdict(value).items() if item is not None}
     if isinstance(value, dict):
         pairs = [f"{json.dumps(name, ensure_ascii=False)} = {_value(item)}" for name, item in value.items()]
         return f"{{ {', '.join(pairs)} }}" if pairs else "{}"
@@ -76,7 +78,6 @@ _UNITS: dict[Any, dict[str, Any]] = {
     Duration: {"type": ["number", "string"], "description": "seconds, or a number with ms, s, m, h or d"},
     Size: {"type": ["integer", "string"], "description": "bytes, or a number with KiB, MiB or GiB"},
     Patience: {"type": "string", "description": "cancel, finish, or grace=N"},
-    Patience | None: {"type": "string", "description": "cancel, finish, or grace=N"},
     dict[str, Patience]: {"type": "object", "additionalProperties": {"type": "string"}},
 }
 
@@ -94,10 +95,19 @@ def schema() -> dict[str, Any]:
     }
 
 
+def _schema_of(kind: Any) -> dict[str, Any]:
+    if kind == CacheRule | None:
+        return _table_schema(CacheRule)
+    if kind == dict[str, CacheRule]:
+        return {"type": "object", "additionalProperties": _table_schema(CacheRule)}
+    known = [unit for name, unit in _UNITS.items() if kind in (name, name | None)]
+    return dict(known[0]) if known else msgspec.json.schema(kind)
+
+
 def _table_schema(table: type[Section]) -> dict[str, Any]:
     properties, required = {}, []
     for field in msgspec.structs.fields(table):
-        made: dict[str, Any] = dict(_UNITS.get(field.type) or msgspec.json.schema(field.type))
+        made = _schema_of(field.type)
         if field.default is not msgspec.NODEFAULT and field.default is not None:
             made["default"] = str(field.default) if isinstance(field.default, Patience) else field.default
         elif field.default_factory is not msgspec.NODEFAULT:

@@ -22,6 +22,7 @@ from sidecar.cli.serve import banner, run_loop
 from sidecar.config import Config, load
 from sidecar.core.types import Outcome
 from sidecar.scripted import Script, ScriptedProvider
+from sidecar.stores.disk import DiskStore
 from sidecar.stores.jobs import JobStore
 from sidecar.telemetry.log import make_logger, request_lines
 from sidecar.web.service import Service
@@ -60,6 +61,7 @@ async def _shown(
         make_logger(lines, "json", "info"),
         request_lines(lines, "json", "info"),
         store=JobStore.open(folder),
+        answers=lambda: DiskStore.open(folder / "answers", config.cache.size),
     )
     async with service, aiohttp.ClientSession() as client:
         console.print(f"\n[bold]Slipstream[/] {service.url}  →  scripted provider {provider.url}\n")
@@ -130,7 +132,7 @@ def _table(requests: list[dict[str, Any]]) -> Table:
 def _ended(line: dict[str, Any]) -> str:
     if line["resumed_from"] is not None:
         return "resumed"
-    return "shared" if line["cache"] == "collapsed" else str(line["outcome"])
+    return {"collapsed": "shared", "hit": "from cache"}.get(line["cache"], str(line["outcome"]))
 
 
 def _cell(value: float | None) -> str:

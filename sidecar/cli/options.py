@@ -30,7 +30,7 @@ _FLAGS = [
         "--cache",
         "cache__mode",
         type=click.Choice(["off", "exact", "semantic", "shadow"]),
-        help="All but off: identical requests share a running call. No answer is stored yet.",
+        help="Whether answers are kept for identical requests.  [exact]; semantic and shadow: as exact, yet.",
     ),
     click.option("--workers", "server__workers", metavar="N", help="Reserved; this version runs one."),
     click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="TOML file."),

@@ -125,6 +125,22 @@ async def _crowd(stage: Stage) -> Scene:
     return Scene(calls == 1 and len(answers) == 1, told)
 
 
+async def _paid_once(stage: Stage) -> Scene:
+    before = len(stage.provider.requests)
+    path, body = _CHAT
+    took, answers, said = [], [], []
+    for _ in range(2):
+        begun = time.perf_counter()
+        async with stage.client.post(stage.url + path, json={**body, "user": "twice"}) as answer:
+            answers.append(await answer.read())
+            said.append(answer.headers.get("Cache-Status", ""))
+        took.append((time.perf_counter() - begun) * 1000)
+    calls = len(stage.provider.requests) - before
+    told = f"a miss in {took[0]:.0f} ms, then a hit in {took[1]:.1f} ms: {calls} call, the same bytes"
+    hit = "fwd=miss" in said[0] and "; hit; " in said[1]
+    return Scene(hit and calls == 1 and answers[0] == answers[1], told)
+
+
 async def _background(stage: Stage) -> Scene:
     path, body = _CHAT
     headers = {"Prefer": "respond-async"}
@@ -160,6 +176,7 @@ SCENES: dict[str, Callable[[Stage], Awaitable[Scene]]] = {
     "A silent model does not look like a dead connection": _silence,
     "A dropped connection loses nothing": _tunnel,
     "Who asks the same at the same time shares one call": _crowd,
+    "Who asks the same again gets the stored answer": _paid_once,
     "An answer can be fetched later": _background,
     "A client that leaves stops costing money": _client_leaves,
     "A broken answer never looks like a whole one": _upstream_dies,

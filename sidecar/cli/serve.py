@@ -9,6 +9,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from sidecar import __version__
 from sidecar.cli.options import flags, loaded
 from sidecar.config import Config
 from sidecar.core.values import ConfigError
+from sidecar.stores import counts
+from sidecar.stores.disk import DiskStore
 from sidecar.stores.jobs import FolderInUseError, JobStore, StoreError
 from sidecar.stores.secret import load_or_create, webhook_key
 from sidecar.telemetry.log import LineWriter, make_logger, request_lines, stderr_writer
@@ -26,6 +29,8 @@ from sidecar.web.proxy import Log
 from sidecar.web.routes import Routes
 from sidecar.web.service import Service
 
+ANSWERS = "answers"
+"""The stored answers' folder, in the data folder."""
 _FORCED = 1
 """Exit status when a second signal cut requests off."""
 
@@ -68,6 +73,9 @@ async def serve(
         os._exit(_FORCED)
     hurried.cancel()
     log.info("stopped", unfinished=not draining.result())
+    if service.stuck:
+        writer.close()
+        os._exit(0)
     return 0
 
 
@@ -83,7 +91,18 @@ async def started(
             key = webhook_key(data_dir(config))
         except (OSError, ValueError) as error:
             raise ConfigError(str(error)) from None
-    service = Service(config, secret, log, lines, store=store, webhook_key=key)
+    folder = data_dir(config)
+    there = folder.is_dir()  # else it has been said
+    service = Service(
+        config,
+        secret,
+        log,
+        lines,
+        store=store,
+        answers=(lambda: DiskStore.open(folder / ANSWERS, config.cache.size)) if there else None,
+        note=partial(counts.add, folder / counts.NAME) if there else None,
+        webhook_key=key,
+    )
     try:
         await service.start()
     except OSError as error:
@@ -104,7 +123,8 @@ def announce(config: Config, url: str, log: FilteringBoundLogger) -> None:
     if not is_loopback(config.server.host):
         log.warning("open_port", host=config.server.host, reason="anyone who reaches it can use it")
     if config.cache.mode in ("semantic", "shadow"):
-        log.warning("no_cache", mode=config.cache.mode, reason="this version stores no answers")
+        reason = "this version finds answers to identical requests only"
+        log.warning("exact_cache_only", mode=config.cache.mode, reason=reason)
 
 
 def banner(config: Config, url: str) -> str:

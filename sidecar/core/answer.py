@@ -105,6 +105,17 @@ class Answer:
         if not self.identity and self.dialect is not None:
             self._decoder = Decoder(encoding)
 
+    def over_with(self, events: int, deltas: int, first: DeltaKind | None, ids_until: int | None) -> None:
+        """After `begin`: all of it has been read elsewhere, and this is what there was."""
+        self.events, self.deltas, self.first_kind = events, deltas, first
+        self.ids_until = NEVER if ids_until is None else ids_until
+        self.facts.terminal = self._read = True
+
+    @property
+    def learnt(self) -> bool:
+        """Whether `read_whole` has nothing left to do."""
+        return self.dialect is None or self.streaming or self._read
+
     @property
     def readable(self) -> bool:
         """Whether all of the body could be looked at so far."""
@@ -150,6 +161,13 @@ class Answer:
     def said(self) -> bool:
         """The same, and no byte of it is missing; the bracket that closes a JSON array may be."""
         return self.over and not isinstance(self._framer, ArrayFramer)
+
+    @property
+    def settled(self) -> bool:
+        """At the end of the body: whether its last event is not half of one."""
+        if isinstance(self._framer, ArrayFramer):
+            return self._framer.closed
+        return self._framer is None or self._framer.at_boundary
 
     @property
     def keepalive(self) -> bytes | None:

@@ -13,6 +13,7 @@ than 64 bits; orjson writes, because it does so eight times faster.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -22,23 +23,49 @@ LARGEST = 256 * 1024
 of the process. For the caller to look at."""
 
 
-def canonical(body: bytes) -> bytes | None:
-    """The canonical form of a JSON object, or None when the body cannot be judged. Raises nothing."""
+def canonical(body: bytes, ignored: Sequence[str] = ()) -> bytes | None:
+    """The canonical form of a JSON object without the `ignored` fields, or None when the body cannot be
+    judged. A dot leads into a field: `metadata.trace`. Raises nothing."""
+    made = forms(body, ignored)
+    return made[0] if made is not None else None
+
+
+def forms(body: bytes, *without: Sequence[str]) -> list[bytes] | None:
+    """As `canonical`, several times: each form lacks the fields of those before it, too."""
     try:
         text = body.decode()  # json.loads would guess UTF-16 and UTF-32, and let surrogates through
         try:
-            return _written(_parse(text))
+            return _forms(_parse(text), without)
         except TypeError:
             # Something that orjson does not write. An integer of more than 64 bits goes in as its digits;
             # a lone surrogate and nesting deeper than 254 fail again.
-            return _written(_parse_exactly(text))
+            return _forms(_parse_exactly(text), without)
     except (ValueError, TypeError, RecursionError):
         return None
 
 
-def _written(value: object) -> bytes | None:
+def _forms(value: object, without: Sequence[Sequence[str]]) -> list[bytes] | None:
     if type(value) is not dict:
         return None
+    made = []
+    for names in without:
+        for name in names:
+            _remove(value, name.split("."))
+        made.append(_written(value))
+    return made
+
+
+def _remove(value: dict[str, Any], path: list[str]) -> None:
+    *into, last = path
+    for name in into:
+        member = value.get(name)
+        if type(member) is not dict:
+            return
+        value = member
+    value.pop(last, None)
+
+
+def _written(value: dict[str, Any]) -> bytes:
     form = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     if b'"properties":{' not in form:
         return form

@@ -50,6 +50,7 @@ KINDS: dict[str, tuple[int, str, Outcome]] = {
     "jobs_unavailable": (503, "Background jobs are not available", Outcome.REFUSED),
     "answer_too_large": (502, "The answer is too large to be kept", Outcome.REFUSED),
     "interrupted": (502, "The sidecar stopped while the call was running", Outcome.REFUSED),
+    "not_cached": (504, "No stored answer", Outcome.REFUSED),
     "upstream_timeout": (504, "The upstream did not answer in time", Outcome.TIMEOUT),
     "upstream_stalled": (
         504,

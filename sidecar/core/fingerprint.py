@@ -6,11 +6,13 @@ a MAC by itself when keyed (RFC 7693, 2.9); HMAC-SHA256 through OpenSSL costs si
 """
 
 import hashlib
-from urllib.parse import parse_qsl
+from collections.abc import Sequence
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
-from sidecar.core.canonical import LARGEST, canonical
+from sidecar.core.canonical import LARGEST, canonical, forms
+from sidecar.core.dialects import Dialect
 from sidecar.core.headers import CREDENTIALS, HOP_BY_HOP
 from sidecar.core.types import Request
 
@@ -52,28 +54,93 @@ def identity(scope: bytes, upstream: str, request: Request, body: bytes) -> byte
     return _digest(b"identity", scope, upstream, request, body)
 
 
-def exact_key(scope: bytes, upstream: str, request: Request, body: bytes) -> bytes | None:
+def exact_key(
+    scope: bytes, upstream: str, request: Request, body: bytes, ignored: Sequence[str] = ()
+) -> bytes | None:
     """SHA-256 over everything that may change the answer; None for a body that cannot be judged.
 
-    Of the body every field counts, in any order and spelling. Of the headers all count that are not known
-    to be about something else: a header of some gateway may choose the model or say who asks, and a wrong
-    answer that looks right is worse than a call too many.
+    Of the body every field counts that is not `ignored`, in any order and spelling. Of the headers all count
+    that are not known to be about something else: a header of some gateway may choose the model or say who
+    asks, and a wrong answer that looks right is worse than a call too many.
     """
-    canon = body if len(body) > LARGEST else canonical(body)
-    return _digest(b"exact", scope, upstream, request, canon) if canon is not None else None
+    canon = body if len(body) > LARGEST else canonical(body, ignored)
+    return _digest(b"exact", scope, upstream, request, canon, ignored) if canon is not None else None
 
 
-def _digest(kind: bytes, scope: bytes, upstream: str, request: Request, body: bytes) -> bytes:
+class Keys(msgspec.Struct, frozen=True):
+    """Where the answer to a request is kept."""
+
+    exact: bytes
+    alias: bytes | None = None
+    """Where those look for it who ask the same in the other mode: for a whole answer instead of a stream, or
+    the other way round."""
+    other: bytes | None = None
+    """Where to look for an answer to the same in the other mode."""
+
+
+def keys(
+    scope: bytes,
+    upstream: str,
+    request: Request,
+    body: bytes,
+    dialect: Dialect,
+    *,
+    stream: bool,
+    ignored: Sequence[str] = (),
+) -> Keys | None:
+    """Both keys of a request to a model, as `exact_key` makes them. `stream`: whether it wants one."""
+    canons = None if len(body) > LARGEST else forms(body, ignored, dialect.mode_fields)
+    if canons is None or dialect.framing is None:
+        exact = exact_key(scope, upstream, request, body, ignored)
+        return Keys(exact) if exact is not None else None
+    modeless = msgspec.structs.replace(request, target=dialect.modeless(request.target))
+    alias = _digest(b"modeless", scope, upstream, modeless, canons[1], ignored)
+    ways = (alias + b"s", alias + b"w")
+    own, other = ways if stream else reversed(ways)
+    return Keys(_digest(b"exact", scope, upstream, request, canons[0], ignored), own, other)
+
+
+def shared_scope(secret: bytes, caller: Caller, request: Request) -> bytes:
+    """The scope of answers that all share who bring a key. Who brings none, or only a cookie, is by
+    themselves: no upstream would have answered them. Whether a key is good is not known here."""
+    keyed = any(request.fields.get(name, b"").strip() for name in CREDENTIALS if name != b"cookie")
+    if not keyed and _target(request) == request.target:
+        return caller.scope
+    return hashlib.blake2b(b"", key=secret, digest_size=32, person=b"shared").digest()
+
+
+def _digest(
+    kind: bytes, scope: bytes, upstream: str, request: Request, body: bytes, ignored: Sequence[str] = ()
+) -> bytes:
     fields = request.fields
-    parts = [_VERSION, kind, scope, upstream.encode(), request.method.encode(), request.target]
+    parts = [_VERSION, kind, scope, upstream.encode(), request.method.encode(), _target(request)]
     for key in sorted(fields):
         if key == _NAMESPACE or (key not in _ASIDE and not key.startswith(_ASIDE_FAMILIES)):
             parts += (key, fields[key])
+    if ignored:
+        # What was stored while a field made no difference is of no use once it makes one.
+        parts.append(b"\n".join(sorted([name.encode() for name in ignored])))
     made = hashlib.sha256()
     # With lengths, so that no part can be mistaken for several, or the body for some of them.
     made.update(b"".join([b"%d:%b" % (len(part), part) for part in parts]) + b"%d:" % len(body))
     made.update(body)
     return made.digest()
+
+
+def _target(request: Request) -> bytes:
+    """Path and query without a credential, which the scope stands for."""
+    target = request.target
+    path, found, query = target.partition(b"?")
+    if not found:
+        return target
+    parts = query.split(b"&")
+    kept = [part for part in parts if _name(part) not in _QUERY]
+    return target if len(kept) == len(parts) else path + b"?" + b"&".join(kept)
+
+
+def _name(part: bytes) -> str:
+    """Of a part of a query."""
+    return unquote_to_bytes(part.partition(b"=")[0].replace(b"+", b" ")).decode("latin-1")
 
 
 _NAMESPACE = b"slipstream-namespace"

@@ -55,9 +55,14 @@ def tokens(value: bytes) -> set[bytes]:
     return {part.strip().lower() for part in value.split(b",")} - {b""}
 
 
-def directives(value: bytes) -> set[bytes]:
-    """The names of the members of `Cache-Control` or `Prefer`, in lower case, without their values."""
-    return {part.partition(b"=")[0].strip() for part in tokens(value)} if value else set()
+def directives(value: bytes) -> dict[bytes, bytes]:
+    """The members of `Cache-Control` or `Prefer` by their names, in lower case, with their values, empty
+    where there are none. Of those that are repeated the first counts (RFC 9111, 4.2.1)."""
+    found: dict[bytes, bytes] = {}
+    for part in value.lower().split(b","):
+        name, _, given = part.partition(b"=")
+        found.setdefault(name.strip(), given.strip())
+    return found
 
 
 def end_to_end(

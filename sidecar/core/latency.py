@@ -34,6 +34,11 @@ _NUMBERS = itertools.count(1)
 """Request ids are unique, not secret: eight random digits per process, then a count."""
 
 
+def next_request_id() -> str:
+    """The id of one more request."""
+    return f"{_RUN}{next(_NUMBERS):08x}"
+
+
 class Gaps:
     """Gaps between events, in seconds, in bounded memory.
 
@@ -104,6 +109,12 @@ class Trace(msgspec.Struct):
     resumed_from: int | None = None
     """The first event that was asked for, by a client that came back."""
     cache: CacheResult = "off"
+    cache_kind: Literal["exact", "stale"] | None = None
+    """Of a hit: by which key, or that it stood in for an upstream that failed."""
+    lookup: float | None = None
+    """Seconds spent looking for a stored answer."""
+    stored: float | None = None
+    """Seconds spent storing the answer, after the client had it."""
     joined: bool = False
     """The call was begun by another request."""
     status: int | None = None
@@ -120,7 +131,7 @@ class Trace(msgspec.Struct):
     def begin(cls, method: str) -> "Trace":
         """A trace that starts now."""
         return cls(
-            request_id=f"{_RUN}{next(_NUMBERS):08x}",
+            request_id=next_request_id(),
             method=method,
             path="",
             started=time.perf_counter(),
@@ -189,6 +200,7 @@ def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
         "status": trace.status,
         "outcome": trace.outcome.value,
         "cache": trace.cache,
+        "cache_kind": trace.cache_kind,
         "ttfb_ms": _ms(trace.head_at - begun) if trace.head_at else None,
         "ttft_ms": _ms(first),
         "ttft_kind": kind,
@@ -218,6 +230,8 @@ def server_timing(trace: Trace) -> bytes:
     """What is known when the head is written, as the value of a `Server-Timing` header."""
     timings = trace.timings
     read = b"read;dur=%.3f" % (trace.waited * 1000)
+    if trace.lookup is not None:
+        read += b", lookup;dur=%.3f" % (trace.lookup * 1000)
     if timings is None or not timings.head or trace.joined:
         return read
     connect, upstream = timings.connected - timings.started, timings.head - timings.sent
@@ -231,11 +245,19 @@ def _phases(trace: Trace, timings: Timings | None, now: float) -> Mapping[str, f
         connect = (timings.connected or now) - timings.started
         if timings.sent:
             upstream = (timings.head or now) - timings.sent
-    return {"read_ms": _ms(trace.waited), "connect_ms": _ms(connect), "upstream_ms": _ms(upstream)}
+    return {
+        "read_ms": _ms(trace.waited),
+        "lookup_ms": _ms(trace.lookup),
+        "connect_ms": _ms(connect),
+        "upstream_ms": _ms(upstream),
+        "store_ms": _ms(trace.stored),
+    }
 
 
 def _overhead(trace: Trace) -> float | None:
     timings = trace.timings
+    if trace.cache_kind == "exact" and trace.head_at:
+        return max(trace.head_at - trace.started - trace.waited, 0.0) + trace.delay
     if timings is None or not timings.sent:
         return None
     if trace.joined:

@@ -112,6 +112,11 @@ class ArrayFramer:
         return False
 
     @property
+    def closed(self) -> bool:
+        """Whether the bracket has come that ends it."""
+        return self._depth == 0
+
+    @property
     def closing(self) -> bytes:
         return b""
 

@@ -40,11 +40,6 @@ def lease(
     return patience
 
 
-def may_share(fields: Mapping[bytes, bytes]) -> bool:
-    """Whether the request allows an answer that was not made for it alone."""
-    return not {b"no-store", b"no-cache"} & directives(fields.get(b"cache-control", b""))
-
-
 def may_join(*, ended: bool, retained: bool, plain: bool, same_coding: bool, same_operation: bool) -> bool:
     """Whether a request that asks for the same may read an answer that another one began.
 

@@ -69,7 +69,8 @@ class Recording:
         """The offset just past each event, where the format has events."""
         self._packed: list[bytes] = []
         """The first bytes, `BLOCK` of them in each; empty once they are dropped."""
-        self._bytes = bytearray()
+        self._bytes: bytearray | bytes = bytearray()
+        """Of a recording that grows, a bytearray."""
         self._base = 0
         """The offset of the first byte that is not packed, or dropped."""
         self._limit = limit
@@ -79,10 +80,10 @@ class Recording:
 
     @classmethod
     def sealed(cls, head: Head, body: bytes, events: "array[int]", end: End) -> "Recording":
-        """One that is over, as it was kept elsewhere."""
+        """One that is over, as it was kept elsewhere. The bytes are not copied: many may hold them."""
         made = cls(limit=max(len(body), 1))
         made.head, made.end, made.events = head, end, events
-        made._bytes, made.size = bytearray(body), len(body)
+        made._bytes, made.size = body, len(body)
         return made
 
     @property
@@ -168,7 +169,7 @@ class Recording:
 
     def pack(self) -> int:
         """Take less room, if there is a block that all readers are past; returns the bytes that saved."""
-        if len(self._bytes) < 2 * BLOCK or not self.retained:
+        if len(self._bytes) < 2 * BLOCK or not self.retained or isinstance(self._bytes, bytes):
             return 0
         end = self._base + BLOCK
         if any(waker.offset < end for waker in self._wakers):
@@ -195,7 +196,7 @@ class Recording:
         if len(self._wakers) > 1:
             self._lose(max([waker.offset for waker in self._wakers]) - LAG)
         passed = min([waker.offset for waker in self._wakers], default=self.size) - self._base
-        if passed > 0:
+        if passed > 0 and isinstance(self._bytes, bytearray):
             self._packed = []
             del self._bytes[:passed]
             self._base += passed

@@ -70,6 +70,9 @@ class Intent(msgspec.Struct, frozen=True):
 
     model: str | None = None
     stream: bool = False
+    temperature: float | None = None
+    stateful: bool = False
+    """The answer depends on what the provider keeps of other requests, and may change what it keeps."""
 
 
 class Timings(msgspec.Struct):

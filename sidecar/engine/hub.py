@@ -33,6 +33,9 @@ class Hub:
         self._draining = False
         self.left: set[Live] = set()
         """Calls that run though nobody reads them and no job holds them."""
+        self.keep: Callable[[Live], bool] = lambda _live: False
+        """Told of each call that has ended; returns whether it is about to store the answer, and will
+        `settle` the call when that is done."""
         shelf.evicted = lambda kept: self._evicted(cast("Live", kept))
         self._loop = asyncio.get_running_loop()
         self.idle = asyncio.Event()
@@ -44,12 +47,12 @@ class Hub:
 
     # Starting and finding.
 
-    def start(self, live: Live, call: Call) -> None:
-        """Make the call of which `live` is the record."""
-        live.task = task = self._loop.create_task(pump(self._upstream, call, live))
+    def start(self, live: Live, call: Call, upstream: Upstream | None = None) -> None:
+        """Make the call of which `live` is the record. `upstream`: who answers it, if not the usual one."""
+        live.task = task = self._loop.create_task(pump(upstream or self._upstream, call, live))
         self._live.add(live)
         self.idle.clear()
-        if live.ask.key:
+        if live.ask.key and not live.ask.alone:
             self._by_key.setdefault(live.ask.key, []).append(live)
         if live.ask.identity:
             self._by_identity.setdefault(live.ask.identity, []).append(live)
@@ -63,12 +66,12 @@ class Hub:
         if back and (finite := [grant for grant in live.grants if grant < math.inf]):
             live.grants.remove(min(finite))
         if live.settled:
-            self._settle(live)
+            self.settle(live)
         return reader
 
     def shared(self, ask: Ask) -> Live | None:
         """A running call that an identical request may share."""
-        running = self._by_key.get(ask.key, ()) if ask.key else ()
+        running = self._by_key.get(ask.key, ()) if ask.key and not ask.alone else ()
         return next((live for live in running if _joinable(live, ask)), None)
 
     def repeated(self, ask: Ask, *, retry: bool) -> Live | None:
@@ -177,21 +180,28 @@ class Hub:
         self._live.discard(live)
         live.task = None  # its traceback would hold this call, and this call the task
         for found, key in ((self._by_key, live.ask.key), (self._by_identity, live.ask.identity)):
-            if key:
+            if key and live in found.get(key, ()):
                 found[key].remove(live)
                 if not found[key]:
                     del found[key]
         self._found(live)
         if live.name is not None:
             self._shelf.end(live.name, live)
-        self._settle(live)
+        try:
+            storing = self.keep(live)
+        except Exception as mistake:  # noqa: BLE001 - reason: an answer that is not stored is no worse an answer
+            self._on_fault(mistake)
+            storing = False
+        if not storing:
+            self.settle(live)
         if not self._live:
             self.idle.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_fault(error)
 
     @staticmethod
-    def _settle(live: Live) -> None:
+    def settle(live: Live) -> None:
+        """Tell those who wait to hear what became of it."""
         settled, live.settled = live.settled, []
         for tell in settled:
             tell()

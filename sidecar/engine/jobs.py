@@ -197,7 +197,7 @@ class Jobs:
             self._forsaken.discard(name)
 
     def _enqueue(self, record: JobRecord, answer: Answer, labels: Labels, ask: Ask) -> Job:
-        live = Live(Recording(limit=LIMIT), answer, labels=labels)
+        live = Live(Recording(limit=LIMIT), answer, Ask(keep=ask.keep), labels)
         live.held = True
         self._hub.publish(live, record.id)
         job = self._jobs[record.id] = Job(record, live, ask)

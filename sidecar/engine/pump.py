@@ -12,7 +12,9 @@ import msgspec
 
 from sidecar.core import policy
 from sidecar.core.answer import Answer
+from sidecar.core.caching import Terms
 from sidecar.core.errors import RefusedError, UpstreamError
+from sidecar.core.fingerprint import Keys
 from sidecar.core.latency import NO_LABELS, Labels
 from sidecar.core.recording import Recording
 from sidecar.core.types import End, Fault, Outcome, Timings
@@ -28,17 +30,35 @@ RETAINED = 8 << 20
 """Bytes of a stream that are kept from its start on; a longer one only passes through."""
 
 
+class Keep(msgspec.Struct, frozen=True):
+    """How an answer is to be stored."""
+
+    keys: Keys
+    terms: Terms
+    tag: str
+    """Whose it is."""
+    path: str
+    query: str
+    """Of the request, as far as it says how the answer is framed."""
+    generation: int = 0
+    """Of the store, when it was asked: what is purged after that has nothing to do there."""
+
+
 class Ask(msgspec.Struct, frozen=True):
     """By what another request finds a call, to join it instead of making its own."""
 
     identity: bytes = b""
     """Of the request, byte for byte; empty where it cannot be told, because its body streamed past."""
     key: bytes | None = None
-    """Of everything that may change the answer; None for a call that is not shared."""
+    """Of everything that may change the answer, and who asks; None where that cannot be told."""
     coding: bytes = b""
     """Its `Accept-Encoding`: a compressed answer is for those who asked for the same."""
     idempotency: bytes | None = None
     """Its `Idempotency-Key`."""
+    alone: bool = False
+    """It shares its call with nobody, though it has a key."""
+    keep: Keep | None = None
+    """How its answer is stored; None for one that is not."""
 
 
 NO_ASK = Ask()
@@ -54,9 +74,11 @@ class Live:
         "arrived",
         "ask",
         "charged",
+        "clean",
         "configured",
         "early",
         "end_on_cancel",
+        "fleeting",
         "grants",
         "held",
         "labels",
@@ -64,6 +86,7 @@ class Live:
         "recording",
         "settled",
         "shelf",
+        "stored",
         "task",
         "timer",
         "timings",
@@ -85,6 +108,10 @@ class Live:
         """The id under which clients can come back to it; None until one was told."""
         self.shelf: Shelf | None = None
         self.charged = 0
+        self.clean = False
+        """The body ended cleanly, not only after what looked like its end."""
+        self.fleeting = False
+        """Made for one client: nobody is told how to come back to it who cannot use event ids."""
         self.held = False
         """A job needs it, whoever reads it or does not."""
         self.early = 0.0
@@ -95,6 +122,8 @@ class Live:
         """Until when, by the loop's clock, those who have left were granted that it goes on."""
         self.timer: asyncio.TimerHandle | None = None
         """Runs while nobody reads it."""
+        self.stored: float | None = None
+        """Seconds it took to store its answer, once that is done."""
         self.settled: list[Callable[[], None]] = []
         """Who waits to hear what became of a call that its clients had left: that it has ended, or that
         somebody reads it again."""
@@ -136,6 +165,7 @@ class Live:
         """The body ended cleanly: what end was that?"""
         source, answer = self._source, self.answer
         assert source is not None
+        self.clean = True
         self._settle(answer.close(now))
         return policy.end_of_body(
             whole=answer.whole, declared_error=answer.facts.error, status=source.head.status
@@ -152,10 +182,11 @@ class Live:
         if ends and self.recording.retained:
             self.recording.events.extend(ends)
 
-    def learn(self) -> None:
-        """Read an answer that was not a stream, once it has ended; for after the client has it."""
-        if self.recording.end is not None:
-            self.answer.read_whole(self.recording.whole() or b"")
+    def learn(self, body: bytes | None = None) -> None:
+        """Read an answer that was not a stream, once it has ended; for after the client has it. `body`: its
+        bytes, for whoever has them anyway."""
+        if self.recording.end is not None and not self.answer.learnt:
+            self.answer.read_whole(body or self.recording.whole() or b"")
 
     def release(self) -> None:
         """The source is closed. Source and call hold each other; a cut here leaves nothing for the

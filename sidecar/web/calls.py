@@ -1,288 +1,229 @@
-"""Requests that go upstream: make a call, join one that is running, or continue a stream.
+"""Requests to a model or to anything else upstream: a stored answer, a call that is running, or a new one.
 
 Whichever it is, the client reads a recording; only where its reader starts differs.
 """
 
-import msgspec
+import time
 
 from sidecar.config import Config
 from sidecar.core import policy
-from sidecar.core.answer import Answer
-from sidecar.core.dialects import Dialect
+from sidecar.core.caching import Freshness, age, freshness, hit_status, stale_status, unfit
+from sidecar.core.entry import Entry
 from sidecar.core.errors import RefusedError
-from sidecar.core.fingerprint import Caller, exact_key, identity
-from sidecar.core.ids import belongs, event_id, mint
-from sidecar.core.latency import Labels
+from sidecar.core.fingerprint import Caller
+from sidecar.core.latency import CacheResult
 from sidecar.core.recording import Recording
-from sidecar.core.types import Fault, Intent, Request
+from sidecar.core.types import Head, Request
+from sidecar.engine.answers import Answers
 from sidecar.engine.hub import Hub
-from sidecar.engine.pump import RETAINED, Ask, Live
-from sidecar.engine.source import Call
+from sidecar.engine.pump import RETAINED, Ask, Keep, Live
 from sidecar.web import intake
-from sidecar.web.body import Body, receive
+from sidecar.web.again import Hit
+from sidecar.web.asks import Asked, Asks
+from sidecar.web.follow import Follow
 from sidecar.web.incoming import Incoming
-from sidecar.web.render import EARLY_TYPE, Render, View
-from sidecar.web.routes import Route, Routes, provider
-from sidecar.web.visit import NAME, Visit
+from sidecar.web.render import NO_FIELDS, Fields, SparedError
+from sidecar.web.visit import Visit
 
-COLLAPSED = ((b"Cache-Status", b"slipstream; fwd=miss; collapsed"),)
-MISS = ((b"Cache-Status", b"slipstream; fwd=miss"),)
-BYPASS = ((b"Cache-Status", b"slipstream; fwd=bypass"),)
-
-
-class Asked(msgspec.Struct):
-    """A request that can be sent upstream, and what is known of it."""
-
-    request: Request
-    route: Route
-    dialect: Dialect | None
-    body: Body
-    intent: Intent
-    labels: Labels
-    early: float
-    """Seconds after which a 200 is committed; 0: never before the upstream's head."""
-    configured: float
-    """What becomes of it when its client leaves, unless the client says so; see `policy.patience`."""
-
-    def call(self) -> Call:
-        """The call itself. Made once: it may hold the rest of a body that streams past."""
-        return intake.call(self.request, self.route, self.body, identity=self.early > 0)
-
-    def answer(self) -> Answer:
-        """The reading of what will come back."""
-        return Answer(self.request, self.dialect, self.intent)
+_FORWARDED: dict[CacheResult, bytes] = {
+    "collapsed": b"slipstream; fwd=miss; collapsed",
+    "miss": b"slipstream; fwd=miss",
+    "bypass": b"slipstream; fwd=bypass",
+}
+_UNFRESH: dict[Freshness, bytes] = {"refused": b"slipstream; fwd=request", "stale": b"slipstream; fwd=stale"}
+"""`Cache-Status` where an answer is there and was not used (RFC 9211, 2.2)."""
 
 
 class Calls:
     """Serves them. One per process."""
 
-    def __init__(self, config: Config, routes: Routes, hub: Hub, secret: bytes) -> None:
+    def __init__(self, config: Config, asks: Asks, hub: Hub, follow: Follow, answers: Answers) -> None:
         self._config = config
-        self._routes = routes
+        self._asks = asks
         self._hub = hub
-        self._secret = secret
-        self._shares = config.cache.mode != "off" and config.cache.collapse
-
-    def route(self, request: Request, path: str) -> Route:
-        """Where it goes. `path`: what may be said of the request's path. Raises RefusedError."""
-        route = self._routes.match(request)
-        if route is None:
-            detail = f"{path[:200]}: is /v1 missing in the base URL? Else configure --upstream"
-            raise RefusedError("no_upstream", detail, close=False)
-        return route
-
-    async def receive(self, visit: Visit, raw: Incoming, request: Request, *, whole: bool) -> Asked:
-        """Read what is asked. `whole`: the body is needed, whatever the path. Raises RefusedError."""
-        dialect = visit.dialect
-        route = self.route(request, visit.trace.path)
-        visit.trace.labels = Labels(route.name)
-        keep = self._config.limits.body if whole or dialect is not None else 0
-        body = await receive(raw, request, keep=keep, timeout=self._config.timeouts.client)
-        visit.trace.waited = body.waited
-        asked = self.asked(request, route, dialect, body)
-        visit.trace.labels = asked.labels
-        return asked
-
-    def asked(self, request: Request, route: Route, dialect: Dialect | None, body: Body) -> Asked:
-        """What a request asks for."""
-        intent = intake.intent(dialect, request, body)
-        early = 0.0
-        if dialect is not None and intent.stream and dialect.framing_of(request.query) in EARLY_TYPE:
-            early = self._config.keepalive.early
-        labels = Labels(
-            upstream=route.name,
-            provider=provider(dialect, route.origin) if dialect is not None else None,
-            operation=dialect.operation if dialect is not None else None,
-            model=intent.model and intent.model[:NAME],
-            stream=intent.stream,
-        )
-        wish = intake.patience(request.fields.get(b"slipstream-disconnect"))
-        # Whoever comes back without saying so wants what the request that began it wanted.
-        configured = self._routes.patience(request.path, route) if wish is None else wish
-        return Asked(request, route, dialect, body, intent, labels, early, configured)
+        self._follow = follow
+        self._answers = answers
 
     async def serve(self, visit: Visit, raw: Incoming, request: Request, caller: Caller) -> None:
         """Serve one request to its end. Raises RefusedError, ClientGoneError."""
-        back = self._coming_back(request, caller)
+        back = self._follow.coming_back(request, caller)
         intake.patience(request.fields.get(b"slipstream-disconnect"))  # refused before anything is begun
         ids = policy.takes_ids(request.fields)
-        asked = await self.receive(visit, raw, request, whole=ids)
+        asked = await self._asks.receive(visit, raw, request, whole=ids)
         if back is None and request.fields.get(b"last-event-id") and asked.dialect and asked.intent.stream:
             raise RefusedError("not_found", "no stream has such an event", close=False)
-        ask = self.ask(visit, asked, caller)
+        ask = self._asks.ask(visit, asked, caller)
         if back is not None:
-            live = self.known(back[0])
+            live = self._follow.known(back[0])
             same = ask.identity and ask.identity == live.ask.identity
             if not same and (ask.key is None or ask.key != live.ask.key):
                 raise RefusedError("not_found", "no stream has such an event", close=False)
-            await self.follow(visit, live, request, caller, self.after(live, back[1]), resumed=True)
+            number = self._follow.after(live, back[1])
+            await self._follow.follow(visit, live, request, caller, number, resumed=True)
             return
-        await self._join_or_call(visit, asked, ask, caller)
+        await _Turn(self._config, self._hub, self._follow, self._answers, visit, asked, ask, caller).serve()
 
-    async def _join_or_call(self, visit: Visit, asked: Asked, ask: Ask, caller: Caller) -> None:
+
+class _Turn:
+    """One request's way to an answer."""
+
+    def __init__(
+        self,
+        config: Config,
+        hub: Hub,
+        follow: Follow,
+        answers: Answers,
+        visit: Visit,
+        asked: Asked,
+        ask: Ask,
+        caller: Caller,
+    ) -> None:
+        self._config = config
+        self._hub = hub
+        self._follow = follow
+        self._answers = answers
+        self._visit = visit
+        self._asked = asked
+        self._ask = ask
+        self._caller = caller
+        self._cache = visit.trace.cache
+        self._spare: Entry | None = None
+        """A stored answer that is too old, but better than none."""
+        self._unfresh: Freshness | None = None
+        """Why a stored answer that is there was not used."""
+
+    async def serve(self) -> None:
+        """Raises RefusedError, ClientGoneError."""
+        asked, ask, hub = self._asked, self._ask, self._hub
+        keep = ask.keep if asked.wish.read else None
+        if keep is not None and (entry := self._usable(self._answers.hot(keep), keep)) is not None:
+            await self._hit(entry, keep)
+            return
+        looked = keep is None or self._unfresh is not None
         again = False
-        cache = visit.trace.cache
         while True:
-            live = self._hub.shared(ask) or self._hub.repeated(
-                ask, retry=policy.is_retry(asked.request.fields)
-            )
+            live = hub.shared(ask) or hub.repeated(ask, retry=policy.is_retry(asked.request.fields))
+            if asked.wish.only_if_cached:
+                live = None
             joined = live is not None
-            if live is None:
-                if len(self._hub) >= self._config.limits.requests:
-                    # Calls that go on without their clients take places, too.
-                    raise RefusedError("overloaded", f"{len(self._hub)} calls are running", close=False)
-                limit = RETAINED if asked.dialect is not None else 0
-                live = Live(Recording(limit=limit), asked.answer(), ask, asked.labels)
-                live.early, live.configured = asked.early, asked.configured
-                self._hub.start(live, asked.call())
-            visit.trace.joined = joined
-            visit.trace.cache = "collapsed" if joined else cache
+            if live is None and not looked and keep is not None:
+                looked = True
+                entry = await self._lookup(keep) or self._usable(self._answers.hot(keep), keep)
+                if entry is not None:
+                    await self._hit(entry, keep)
+                    return
+                continue  # somebody else may have begun the same call meanwhile
+            if live is None and asked.wish.only_if_cached:
+                raise RefusedError("not_cached", "only-if-cached, and there is no such answer", close=False)
+            live = live or self._begin()
+            self._visit.trace.joined = joined
+            self._visit.trace.cache = "collapsed" if joined else self._cache
             try:
-                await self.follow(visit, live, asked.request, caller)
+                await self._read(live)
+            except SparedError as error:
+                await self._stale(live, error.status)
             except RefusedError:
                 end, begun = live.recording.end, live.recording.head is not None
-                if not joined or again or visit.reply.started or end is None:
+                if self._visit.reply.started or end is None:
                     raise
                 if not policy.starts_again(end.fault, begun=begun):
                     raise
+                if self._spare is not None:
+                    await self._stale(live, None)
+                    return
+                if not joined or again:
+                    raise
                 # The call it waited for came to nothing. It gets one more, its own or another's.
                 again = True
-            else:
-                return
+                continue
+            return
 
-    def ask(self, visit: Visit, asked: Asked, caller: Caller) -> Ask:
-        """By what others find this call; also what the line says of the cache."""
-        request, body, trace = asked.request, asked.body, visit.trace
-        fields = request.fields
-        known = b""
-        if body.more is None and (asked.dialect is not None or policy.takes_ids(fields)):
-            known = identity(caller.scope, asked.route.name, request, body.kept)
-        key = None
-        if self._config.cache.mode != "off":
-            trace.cache = "bypass"
-            if asked.dialect is not None and body.more is None and policy.may_share(fields):
-                key = exact_key(caller.scope, asked.route.name, request, body.kept)
-                trace.cache = "miss" if key is not None else "bypass"
-        return Ask(
-            identity=known,
-            key=key if self._shares else None,
-            coding=fields.get(b"accept-encoding", b""),
-            idempotency=fields.get(b"idempotency-key"),
-        )
-
-    # Reading a recording, from wherever.
-
-    def _coming_back(self, request: Request, caller: Caller) -> tuple[str, int] | None:
-        """The event after which a client wants to go on; None for a request of its own, which may carry
-        an id that the upstream has set. Raises RefusedError for an id that is not this caller's."""
-        found = event_id(request.fields.get(b"last-event-id", b""))
-        if found is not None and not belongs(self._secret, caller.scope, found[0]):
-            raise RefusedError("not_found", "no stream has such an event", close=False)
-        return found
-
-    def known(self, name: str) -> Live:
-        """The call of an id that is the caller's own. Raises RefusedError when it is gone."""
-        live = self._hub.find(name)
-        if live is None:
-            detail = "the stream was stopped, or is over and no longer kept; send the request again"
-            raise RefusedError("gone", detail, close=False)
+    def _begin(self) -> Live:
+        """Make a call. Raises RefusedError."""
+        asked, hub = self._asked, self._hub
+        if len(hub) >= self._config.limits.requests:
+            # Calls that go on without their clients take places, too.
+            raise RefusedError("overloaded", f"{len(hub)} calls are running", close=False)
+        limit = RETAINED if asked.dialect is not None else 0
+        live = Live(Recording(limit=limit), asked.answer(), self._ask, asked.labels)
+        live.early, live.configured = asked.early, asked.configured
+        hub.start(live, asked.call())
         return live
 
-    @staticmethod
-    def after(live: Live, number: int) -> int:
-        """How many events a client has whose last id is that of event `number`. Raises RefusedError."""
-        count = number + 1
-        if count == live.answer.ids_until < live.answer.events:
-            detail = "events without ids followed that one: it is not known how many of them you have"
-            raise RefusedError("gone", detail, close=False)
-        return count
+    async def _read(self, live: Live) -> None:
+        visit, asked = self._visit, self._asked
+        spared = self._spare is not None
+        await self._follow.follow(
+            visit, live, asked.request, self._caller, fields=self._forwarded, spared=spared
+        )
 
-    def stop(self, live: Live, fault: Fault) -> None:
-        """End a call because somebody who may wants it."""
-        self._hub.cancel(live, fault)
+    def _forwarded(self, head: Head | None) -> Fields:
+        """`Cache-Status` of an answer that the upstream gave."""
+        trace = self._visit.trace
+        if trace.cache not in _FORWARDED or (self._visit.dialect is None and trace.cache != "collapsed"):
+            return NO_FIELDS
+        said = _FORWARDED[trace.cache]
+        if trace.cache == "miss" and self._unfresh in _UNFRESH:
+            said = _UNFRESH[self._unfresh]
+        if (
+            trace.cache != "collapsed"
+            and self._ask.keep
+            and head
+            and unfit(head) is None
+            and self._answers.accepts
+        ):
+            said += b"; stored"  # once it is whole, if it is what is wanted
+        return ((b"Cache-Status", said),)
 
-    async def follow(
-        self,
-        visit: Visit,
-        live: Live,
-        request: Request,
-        caller: Caller,
-        number: int = 0,
-        *,
-        resumed: bool = False,
-        plain: bool = False,
-    ) -> None:
-        """Serve a recording from event `number` on, to its end. `plain`: just the upstream's response.
+    # Stored answers.
 
-        Raises RefusedError, ClientGoneError.
-        """
-        trace, reply, fields = visit.trace, visit.reply, request.fields
-        asked = intake.patience(fields.get(b"slipstream-disconnect"))
-        ids = policy.takes_ids(fields) and not plain
-        told = resumed and _told(live, number)
-        try:
-            offset = _offset(live, number, told=told)
-            reader = self._hub.read(live, offset, back=resumed)
-        except IndexError:
-            raise RefusedError("not_found", "no stream has such an event", close=False) from None
-        except ValueError:
-            raise RefusedError("gone", "what followed is no longer kept", close=False) from None
-        # What a job cost is told by the job's own line.
-        visit.live, visit.dialect = None if plain else live, visit.dialect or live.answer.dialect
-        trace.labels = live.labels
-        if resumed:
-            trace.joined, trace.resumed_from = True, number
-            trace.cache = "bypass" if self._config.cache.mode != "off" else "off"
-        try:
-            if told and policy.stays_away(request.method, fields):
-                trace.status, trace.stream_id = 204, live.name
-                reply.start(204, b"No Content", (), sized=True)
-                return
-            view = View(
-                interval=self._config.keepalive.interval,
-                early=0.0 if plain else live.early,
-                ids=ids,
-                number=number,
-                told=told,
-                named=None if plain else lambda live: self._name(live, caller),
-                fields=() if plain or resumed else self._cache_status(visit),
-            )
-            await Render(reply, trace, live, reader, visit.dialect, view).run()
-        finally:
-            visit.taken = reader.offset == live.recording.size and not reply.behind
-            patience = policy.patience(
-                asked=asked,
-                configured=live.configured,
-                resumable=ids and trace.stream_id is not None,
-                short=self._config.resume.grace,
-            )
-            self._hub.leave(live, reader, patience)
+    async def _lookup(self, keep: Keep) -> Entry | None:
+        begun = time.perf_counter()
+        asked = self._asked
+        entry = await self._answers.lookup(keep, asked.body.kept, stream=asked.intent.stream)
+        self._visit.trace.lookup = time.perf_counter() - begun
+        return self._usable(entry, keep)
 
-    def _name(self, live: Live, caller: Caller) -> str:
-        if live.name is None:
-            self._hub.publish(live, mint(self._secret, caller.scope, "s"))
-            assert live.name is not None
-        return live.name
+    def _usable(self, entry: Entry | None, keep: Keep) -> Entry | None:
+        if entry is None:
+            return None
+        fresh = freshness(entry.known, self._asked.wish, keep.terms, self._answers.clock())
+        if fresh == "fresh":
+            return entry
+        if fresh == "over":
+            self._answers.drop(entry)
+            return None
+        self._unfresh = fresh
+        if fresh == "stale":
+            self._spare = entry
+        return None
 
-    @staticmethod
-    def _cache_status(visit: Visit) -> tuple[tuple[bytes, bytes], ...]:
-        if visit.trace.cache == "collapsed":
-            return COLLAPSED
-        if visit.trace.cache == "off" or visit.dialect is None:
-            return ()
-        return MISS if visit.trace.cache == "miss" else BYPASS
+    async def _hit(self, entry: Entry, keep: Keep) -> None:
+        trace = self._visit.trace
+        now = self._answers.clock()
+        if trace.lookup is None:
+            trace.lookup = 0.0
+        trace.cache, trace.cache_kind = "hit", "exact"
+        self._answers.count("hit_memory" if not trace.lookup else "hit_disk")
+        live = await self._serve(entry, hit_status(entry.known, keep.terms, now), now)
+        if entry.made:
+            self._visit.hit = Hit(entry, keep, self._asked.wish, live)
 
+    async def _stale(self, failed: Live, status: int | None) -> None:
+        entry, keep = self._spare, self._ask.keep
+        assert entry is not None
+        assert keep is not None
+        now = self._answers.clock()
+        self._visit.trace.cache, self._visit.trace.cache_kind = "hit", "stale"
+        self._answers.count("hit_stale")
+        await self._serve(entry, stale_status(entry.known, keep.terms, now, status), now)
+        # What it waited for was the call that failed.
+        self._visit.trace.timings, self._visit.trace.joined = failed.timings, False
 
-def _told(live: Live, number: int) -> bool:
-    """Whether a client with that many events has all of a stream, to the error that ended it."""
-    end, last = live.recording.end, len(live.recording.events)
-    return end is not None and number == (last if end.fault is None else last + 1)
-
-
-def _offset(live: Live, number: int, *, told: bool) -> int:
-    """Where the client with that many events goes on. Raises IndexError when there were not so many."""
-    recording = live.recording
-    known = len(recording.events)
-    if number == known + 1 and recording.end is None and live.answer.blank_begun:
-        return recording.size  # the id went out with the CR that began the blank line
-    return recording.after(known if told else number)
+    async def _serve(self, entry: Entry, status: bytes, now: float) -> Live:
+        visit, caller = self._visit, self._caller
+        visit.trace.joined = True
+        live = self._answers.live(entry, self._ask, caller.scope)
+        fields = ((b"Cache-Status", status), (b"Age", age(entry.known, now)))
+        await self._follow.follow(visit, live, self._asked.request, caller, fields=lambda _head: fields)
+        return live

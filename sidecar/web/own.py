@@ -12,7 +12,7 @@ from sidecar.core.types import Fault, Request
 from sidecar.engine.jobs import Jobs
 from sidecar.engine.pump import Live
 from sidecar.web import intake
-from sidecar.web.calls import Calls
+from sidecar.web.follow import Follow
 from sidecar.web.reply import Reply
 from sidecar.web.visit import Visit
 
@@ -24,9 +24,9 @@ _STOPPED = Fault("stopped", "it was stopped with DELETE")
 class Own:
     """The paths under `/_slipstream/`."""
 
-    def __init__(self, secret: bytes, calls: Calls, jobs: Jobs) -> None:
+    def __init__(self, secret: bytes, follow: Follow, jobs: Jobs) -> None:
         self._secret = secret
-        self._calls = calls
+        self._follow = follow
         self._jobs = jobs
 
     async def serve(self, visit: Visit, request: Request, caller: Caller, *, draining: bool) -> None:
@@ -62,16 +62,16 @@ class Own:
             visit.reply.start(204, b"No Content", (), sized=True)
             return
         live = await self._jobs.live(name) if name[0] == "j" else None
-        live = live or self._calls.known(name)
+        live = live or self._follow.known(name)
         last = _last(request, name)
-        number = _after(request, live) if last is None else self._calls.after(live, last)
-        await self._calls.follow(visit, live, request, caller, number, resumed=True)
+        number = _after(request, live) if last is None else self._follow.after(live, last)
+        await self._follow.follow(visit, live, request, caller, number, resumed=True)
 
     async def _stop(self, name: str) -> None:
         if name[0] == "j":
             await self._jobs.cancel(name, _STOPPED)
         else:
-            self._calls.stop(self._calls.known(name), _STOPPED)
+            self._follow.stop(self._follow.known(name), _STOPPED)
 
     async def _job(self, visit: Visit, request: Request, caller: Caller, name: str, *, result: bool) -> None:
         if request.method == "DELETE":
@@ -83,7 +83,7 @@ class Own:
             send_json(visit.reply, 200, b"OK", status)
             return
         live = await self._jobs.result(name)
-        await self._calls.follow(visit, live, request, caller, plain=True)
+        await self._follow.follow(visit, live, request, caller, plain=True)
 
 
 def send_json(reply: Reply, code: int, phrase: bytes, value: object, *fields: tuple[bytes, bytes]) -> None:

@@ -16,11 +16,13 @@ from sidecar.core.headers import render
 from sidecar.core.latency import Trace, record, trace_id
 from sidecar.core.types import Fault, Outcome
 from sidecar.web import intake
+from sidecar.web.again import Again
 from sidecar.web.calls import Calls
 from sidecar.web.errors import error_parts, own_error, reason
 from sidecar.web.incoming import Incoming
 from sidecar.web.own import RESERVED, Own
 from sidecar.web.reply import ClientGoneError, Reply, Sent
+from sidecar.web.server import Protocol
 from sidecar.web.submit import Submit
 from sidecar.web.visit import Visit, heard, name
 
@@ -37,6 +39,7 @@ class Proxy:
         calls: Calls,
         own: Own,
         submit: Submit,
+        again: Again,
         log: Log,
         on_fault: Callable[[BaseException], None],
     ) -> None:
@@ -46,6 +49,7 @@ class Proxy:
         self._calls = calls
         self._own = own
         self._submit = submit
+        self._again = again
         self._log = log
         self._on_fault = on_fault
         self.draining = False
@@ -54,6 +58,12 @@ class Proxy:
         self.idle = asyncio.Event()
         """Set while no request is being served."""
         self.idle.set()
+
+    def again(self, protocol: Protocol, data: bytes) -> bool:
+        """Answer a request that has come before in the same bytes; returns whether that could be done."""
+        if self.draining or self.active > self._config.limits.requests:
+            return False
+        return self._again.serve(protocol, data)
 
     async def handle(self, raw: Incoming) -> Sent:
         """Serve one request to its end."""
@@ -158,19 +168,28 @@ class Proxy:
         """The latency line. The client has its last byte: now there is time to read a copy.
 
         A call that goes on without its client has more to tell: its line waits for the end of the call, or
-        for somebody who reads on.
+        for somebody who reads on. The line of a call whose answer is stored waits until that is done.
         """
         if visit.logged:
             return
         visit.logged = True
         live = visit.live
-        if live is None or live.recording.end is not None or live.recording.readers or live.held:
-            self._write(visit, time.perf_counter())
-        else:
+        ended = time.perf_counter()
+        if live is None or live.recording.readers or live.held:
+            self._write(visit, ended)
+        elif live.recording.end is None:
             live.settled.append(lambda: self._write(visit, time.perf_counter()))
+        elif live.ask.keep is not None and live.task is not None and not visit.trace.joined:
+            # Its answer may be about to be stored, which is part of what it cost.
+            live.settled.append(lambda: self._write(visit, ended))
+        else:
+            self._write(visit, ended)
 
     def _write(self, visit: Visit, now: float) -> None:
         try:
-            self._log(visit.line(now))
+            line = visit.line(now)
+            self._log(line)
+            if visit.hit is not None:
+                self._again.remember(visit, line)
         except Exception as error:  # noqa: BLE001 - reason: the answer is out; its line must not disturb it
             self._on_fault(error)

@@ -26,6 +26,18 @@ EARLY_TYPE = {"sse": b"text/event-stream", "ndjson": b"application/x-ndjson"}
 _ERROR_BODY = 64 * 1024
 
 
+Fields = tuple[tuple[bytes, bytes], ...]
+NO_FIELDS: Fields = ()
+
+
+class SparedError(Exception):
+    """The upstream failed with `status`, and this client need not hear of it. Nothing has been written."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
 class View(msgspec.Struct, frozen=True):
     """How one client sees an answer."""
 
@@ -41,8 +53,10 @@ class View(msgspec.Struct, frozen=True):
     """Whether the client has all of it, to the error that ended it."""
     named: Callable[[Live], str] | None = None
     """Gives the id under which the client can come back to a stream; None: it is not told any."""
-    fields: tuple[tuple[bytes, bytes], ...] = ()
-    """Further fields of the head."""
+    fields: Callable[[Head | None], Fields] = lambda _head: NO_FIELDS
+    """Further fields for the head; it is given the upstream's, if that is known."""
+    spared: bool = False
+    """Whether there is something better than an upstream's failure; see `SparedError`."""
 
 
 class Render:
@@ -66,7 +80,7 @@ class Render:
     async def run(self) -> None:
         """Serve the answer to its end.
 
-        Raises ClientGoneError, and RefusedError while nothing has been written.
+        Raises ClientGoneError, and RefusedError and SparedError while nothing has been written.
         """
         try:
             await self._run()
@@ -90,6 +104,8 @@ class Render:
         elif reply.started and not live.answer.framed:
             await self._report_head(head)
         else:
+            if self._view.spared and head.status >= 500 and not reply.started:
+                raise SparedError(head.status)
             self._number_events()
             if not reply.started:
                 self._start(head)
@@ -122,8 +138,9 @@ class Render:
         if behind or reply.behind:
             return True
         # A slow client's time is its own: what waited for it counts from when it was ready again.
-        delay = time.perf_counter() - max(self._live.arrived, self._ready_at)
-        trace.delay = max(trace.delay, delay)
+        came = max(self._live.arrived, self._ready_at)
+        if came:  # else it was there before it was asked for
+            trace.delay = max(trace.delay, time.perf_counter() - came)
         return False
 
     def _start(self, head: Head) -> None:
@@ -143,7 +160,7 @@ class Render:
                 fields.append((b"X-Accel-Buffering", b"no"))
             if b"cache-control" not in head.fields:
                 fields.append((b"Cache-Control", b"no-cache"))
-        fields += self._own_fields(answer.resumable)
+        fields += self._own_fields(head, resumable=answer.resumable)
         fields.append((b"Server-Timing", server_timing(trace)))
         trace.status = head.status
         recording = self._live.recording
@@ -169,8 +186,8 @@ class Render:
         """Whether all of it is there for a client that comes back, or once was."""
         return self._live.name is not None or self._live.recording.retained
 
-    def _own_fields(self, resumable: bool) -> list[tuple[bytes, bytes]]:  # noqa: FBT001 - a fact of the answer
-        fields = list(self._view.fields)
+    def _own_fields(self, head: Head | None, *, resumable: bool) -> list[tuple[bytes, bytes]]:
+        fields = list(self._view.fields(head))
         if resumable and self._view.named is not None and self._nameable and not self._reply.bodiless:
             self._trace.stream_id = self._view.named(self._live)
             fields.append((b"Slipstream-Stream-Id", self._trace.stream_id.encode()))
@@ -189,10 +206,19 @@ class Render:
                     frame = self._stamper.closing(frame)
                 reply.write(answer.closing + frame)
             reply.cut()
-        elif end.outcome is Outcome.CANCELLED:
+        elif end.outcome is Outcome.CANCELLED or self._short:
             reply.cut()
         else:
             reply.finish()
+
+    @property
+    def _short(self) -> bool:
+        """Whether less came than the head said, though the answer itself is over: the client waits for it."""
+        reply, recording = self._reply, self._live.recording
+        if reply.insertable or reply.bodiless or recording.head is None:
+            return False
+        size = b"%d" % recording.size
+        return recording.head.fields.get(b"content-length", size) != size
 
     def _keepalive(self, frame: bytes | None) -> None:
         if frame and self._reply.insertable and not self._reply.behind:
@@ -222,7 +248,7 @@ class Render:
             (b"Content-Type", kind),
             (b"X-Accel-Buffering", b"no"),
             (b"Cache-Control", b"no-cache"),
-            *self._own_fields(resumable=True),
+            *self._own_fields(None, resumable=True),
         ]
         self._reply.start(200, b"OK", fields, sized=False)
         self._trace.status = 200

@@ -30,6 +30,7 @@ class Reply:
         "_to_close",
         "bodiless",
         "bytes",
+        "head",
         "keep_alive",
         "started",
     )
@@ -46,6 +47,13 @@ class Reply:
         self.started = False
         self.bytes = 0
         """Bytes of body sent, framing not counted."""
+        self.head = b""
+        """As it was sent."""
+
+    @property
+    def request_bytes(self) -> bytes:
+        """The request as it came, if it came in one piece and alone; else nothing."""
+        return self._raw.protocol.whole
 
     @property
     def insertable(self) -> bool:
@@ -82,7 +90,7 @@ class Reply:
             extra.append((b"Connection", b"close"))
         elif http10:
             extra.append((b"Connection", b"keep-alive"))
-        head = render(b"HTTP/1.1 %d %b" % (status, reason), [*fields, *extra])
+        self.head = head = render(b"HTTP/1.1 %d %b" % (status, reason), [*fields, *extra])
         self.started = True
         parts = [head]
         if body and not self.bodiless:

@@ -1,13 +1,17 @@
 """Which upstream a request goes to, by configuration alone."""
 
 import re
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec.structs import asdict
 
-from sidecar.config import Config, UpstreamTable
+from sidecar.config import CacheRule, Config, UpstreamTable
+from sidecar.core.caching import Terms
 from sidecar.core.dialects import Dialect
 from sidecar.core.types import Request
+from sidecar.core.values import Patience
 from sidecar.engine.source import Origin
 
 _GEMINI_VERBS = [
@@ -50,6 +54,8 @@ class Route(msgspec.Struct, frozen=True):
     """One way for requests to go."""
 
     name: str
+    place: str
+    """Name and whereabouts: what was said elsewhere, though under the same name, is another's answer."""
     origin: Origin
     host: bytes
     """The `Host` header the upstream expects."""
@@ -63,6 +69,8 @@ class Route(msgspec.Struct, frozen=True):
     """Bytes of the request's path that only chose the upstream."""
     patience: float | None
     """What this upstream's configuration says of clients that leave."""
+    rule: CacheRule | None
+    """What it says of stored answers."""
 
     def target(self, request: Request) -> bytes:
         """The target as the upstream gets it."""
@@ -79,7 +87,10 @@ class Routes:
         else:
             tables = config.upstreams or PROVIDERS
         made = [_route(table, prefix) for table in tables for prefix in table.paths]
-        self._patience = sorted(config.disconnect.paths.items(), key=lambda item: len(item[0]), reverse=True)
+        self._patience: dict[str, Patience] = _longest_first(config.disconnect.paths)
+        self._cache = config.cache
+        self._rules: dict[str, CacheRule] = _longest_first(config.cache.paths)
+        self._terms: dict[tuple[str, str], Terms] = {}
         self._default = config.disconnect.default
         self._routes = sorted(made, key=lambda route: route.weight, reverse=True)
         self.tables = tables
@@ -95,13 +106,42 @@ class Routes:
                 return route
         return None
 
+    def terms(self, path: str, route: Route) -> Terms:
+        """What goes for the answers from there: as configured for the path, else for the upstream, else for
+        all."""
+        name = (route.name, next((prefix for prefix in self._rules if _below(path, prefix)), ""))
+        terms = self._terms.get(name)
+        if terms is None:
+            terms = self._terms[name] = self._terms_of(route.rule, self._rules.get(name[1]))
+        return terms
+
+    def _terms_of(self, *rules: CacheRule | None) -> Terms:
+        cache = self._cache
+        said = {name: getattr(cache, name) for name in CacheRule.__struct_fields__}
+        for rule in rules:
+            if rule is not None:
+                said |= {name: value for name, value in asdict(rule).items() if value is not None}
+        for name in ("ttl", "stale_if_error"):
+            said[name] = float(said[name])  # entries are kept as JSON, which knows no `Duration`
+        # An entry that fills the store, or the memory for those that wait for it, would drive out all others.
+        said["largest"] = min(said["largest"], cache.size // 8)
+        return Terms(**said | {"finish": frozenset(said["finish"])})
+
     def patience(self, path: str, route: Route) -> float:
         """Seconds that a call there may go on when its client has left: as configured for the path, else
         for the upstream, else for all."""
-        for prefix, seconds in self._patience:
-            if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
+        for prefix, seconds in self._patience.items():
+            if _below(path, prefix):
                 return seconds
         return self._default if route.patience is None else route.patience
+
+
+def _below(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(prefix.rstrip("/") + "/")
+
+
+def _longest_first(paths: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted(paths.items(), key=lambda item: len(item[0]), reverse=True))
 
 
 def provider(dialect: Dialect, origin: Origin) -> str | None:
@@ -123,6 +163,7 @@ def _route(table: UpstreamTable, prefix: str) -> Route:
     pattern = re.escape(literal).replace(r"\*", "[^/]*")
     return Route(
         name=table.name,
+        place=f"{table.name} {parts.scheme}://{host}:{port}{parts.path.rstrip('/')}",
         origin=Origin(parts.scheme, host, port),
         host=(shown if port == default else f"{shown}:{port}").encode(),
         base=parts.path.rstrip("/").encode(),
@@ -131,4 +172,5 @@ def _route(table: UpstreamTable, prefix: str) -> Route:
         header=table.header.lower().encode() if table.header else None,
         cut=len(literal.encode()) if table.strip and "*" not in literal else 0,
         patience=table.disconnect,
+        rule=table.cache,
     )

@@ -37,6 +37,7 @@ class Protocol(web.RequestHandler):
     """One client connection."""
 
     __slots__ = (
+        "_aligned",
         "_between",
         "_body_bytes",
         "_counted",
@@ -48,6 +49,7 @@ class Protocol(web.RequestHandler):
         "_server",
         "incoming",
         "tail",
+        "whole",
     )
 
     def __init__(self, server: "Server", **kwargs: Any) -> None:
@@ -56,6 +58,10 @@ class Protocol(web.RequestHandler):
         self._seen = 0
         self._partial = b""
         """What came of a head that is not complete."""
+        self._aligned = False
+        """All that came so far is whole requests, and the latest one came in one piece."""
+        self.whole = b""
+        """That piece, until anything else comes."""
         self._long_id = False
         """The head that was too large was so for its `Last-Event-ID`."""
         self._header_timer: asyncio.TimerHandle | None = None
@@ -89,10 +95,19 @@ class Protocol(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._rejected:
             return
+        waits = self._waiter is not None and not self._waiter.done()
+        if waits and self._aligned and self._server.again(self, data):
+            self._next_keepalive_close_time = self._loop.time() + KEEP_ALIVE
+            return
         self.tail = data[-7:] if len(data) >= 7 else (self.tail + data)[-7:]
         in_body, before = self._in_body, self._partial
         super().data_received(data)
+        aligned, self._aligned, self.whole = self._aligned or not self._seen, False, b""
         if self._request_count != self._seen:
+            if aligned and self._request_count == self._seen + 1 and not before and self._is_one(data):
+                self._aligned = True
+                # Else it waits behind another one, which must not be taken for it.
+                self.whole = data if waits or not self._seen else b""
             self._seen = self._request_count
             self._heads_done()
             if not isinstance(self._messages[-1][0], RawRequestMessage):
@@ -102,6 +117,13 @@ class Protocol(web.RequestHandler):
             self._count_body(len(data))
         elif data:
             self._count_head(data)
+
+    def _is_one(self, data: bytes) -> bool:
+        """Whether these bytes are the request that they brought, from its first to its last one."""
+        message, body = self._messages[-1]
+        if not isinstance(message, RawRequestMessage) or message.chunked or not body.is_eof():
+            return False
+        return data.find(b"\r\n\r\n") + 4 + getattr(body, "total_bytes", 0) == len(data)
 
     @property
     def _in_body(self) -> bool:
@@ -232,12 +254,14 @@ class Server(web.Server):
         *,
         refuse: Refuse,
         reject: Callable[[asyncio.Transport, RefusedError], None],
+        again: "Callable[[Protocol, bytes], bool]",
         on_fault: Callable[[BaseException], None],
         timeouts: Timeouts,
         limits: Limits,
         most: int,
     ) -> None:
-        """`refuse` answers a request, `reject` a connection; `most`: connections at once."""
+        """`refuse` answers a request, `reject` a connection; `again` answers one at once that came before, if
+        it can. `most`: connections at once."""
         super().__init__(
             cast("Any", handler),
             request_factory=cast("Any", Incoming),
@@ -252,6 +276,7 @@ class Server(web.Server):
         )
         self.refuse = refuse
         self.reject = reject
+        self.again = again
         self.on_fault = on_fault
         self.timeouts = timeouts
         self.limits = limits

@@ -4,23 +4,30 @@ import asyncio
 import ssl
 import sys
 import time
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
 import orjson
 from structlog.typing import FilteringBoundLogger
 
+from sidecar.cache.exact import ExactCache
 from sidecar.config import Config
 from sidecar.core.errors import RefusedError
 from sidecar.core.types import Fault
+from sidecar.engine.answers import Answers
 from sidecar.engine.hub import Hub
 from sidecar.engine.jobdisk import JobDisk
 from sidecar.engine.jobs import Jobs
 from sidecar.engine.jobstate import status_of
 from sidecar.engine.shelf import Shelf
+from sidecar.stores.base import AnswerStore
 from sidecar.stores.jobs import JobRecord, JobStore, StoreError
+from sidecar.web.again import Again
+from sidecar.web.asks import Asks
 from sidecar.web.calls import Calls
 from sidecar.web.client import Client
+from sidecar.web.follow import Follow
 from sidecar.web.own import Own
 from sidecar.web.proxy import Log, Proxy
 from sidecar.web.routes import Routes
@@ -30,6 +37,8 @@ from sidecar.web.webhooks import Webhooks, allowed, target
 
 _LAST_WORDS = 2.0
 """Seconds for the error frames of stragglers to leave."""
+_OPENING = 2.0
+"""Seconds that serving waits for the stored answers; checking many takes longer, and goes on meanwhile."""
 _SPARE = 64
 """Descriptors for everything that is not a connection: log, data folder, libraries."""
 
@@ -46,10 +55,14 @@ class Service:
         tls: ssl.SSLContext | None = None,
         *,
         store: JobStore | None = None,
+        answers: Callable[[], AnswerStore | None] | None = None,
+        note: Callable[[Mapping[str, int]], None] | None = None,
         webhook_key: bytes = b"",
     ) -> None:
         """`lines` takes the latency lines, `log` everything else. `tls` is for calls to upstreams; the
         system's trust store when left out. `store` is where jobs are kept; without one there are none.
+        `answers` opens the store of answers, in a thread; without one they are in memory only. `note` writes
+        down what the cache has counted; see `ExactCache`.
 
         Raises ConfigError.
         """
@@ -60,11 +73,20 @@ class Service:
         origins = allowed(config.jobs.webhooks)
         self._hooks = Webhooks(self._client, webhook_key)
         self._origins = origins
-        calls = Calls(config, Routes(config), self._hub, secret)
+        self._cache = ExactCache(config.cache.memory, self._cache_failing, self._on_fault, note=note)
+        self._opener = answers if config.cache.mode != "off" else None
+        self._opening: asyncio.Task[None] | None = None
+        kept = Answers(
+            self._cache, self._hub, fresh_ids=config.cache.fresh_ids, paced=config.cache.replay == "paced"
+        )
+        follow = Follow(config, self._hub, secret)
+        self._hub.keep = kept.keep
+        asks = Asks(config, Routes(config), secret, kept.count, kept.generation)
+        calls = Calls(config, asks, self._hub, follow, kept)
         self._jobs = Jobs(
             self._hub,
             JobDisk(store),
-            lambda record, order: prepared(calls, record, order),
+            lambda record, order: prepared(asks, record, order),
             self._job_ended,
             self._tell,
             self._on_fault,
@@ -72,13 +94,16 @@ class Service:
             concurrency=config.jobs.concurrency,
             queue=config.jobs.queue,
         )
-        own = Own(secret, calls, self._jobs)
-        submit = Submit(config, secret, calls, self._jobs, origins)
-        self._proxy = Proxy(config, secret, calls, own, submit, lines, self._on_fault)
+        own = Own(secret, follow, self._jobs)
+        submit = Submit(config, secret, asks, follow, self._jobs, origins)
+        again = Again(kept, secret, lines, self._on_fault)
+        self._proxy = Proxy(config, secret, calls, own, submit, again, lines, self._on_fault)
         self._listener: asyncio.Server | None = None
         self._server: Server | None = None
         self.url = ""
         """Where it listens; known once started."""
+        self.stuck = False
+        """After `stop`: whether a thread hangs, for which the process would wait."""
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -99,6 +124,7 @@ class Service:
             self._proxy.handle,
             refuse=self._proxy.refuse,
             reject=self._proxy.reject,
+            again=self._proxy.again,
             on_fault=self._on_fault,
             timeouts=config.timeouts,
             limits=config.limits,
@@ -107,6 +133,9 @@ class Service:
         self._listener = await asyncio.get_running_loop().create_server(
             self._server, config.server.host, config.server.port, backlog=1024, start_serving=False
         )
+        if self._opener is not None:
+            self._opening = asyncio.create_task(self._open_answers(self._opener))
+            await asyncio.wait({self._opening}, timeout=_OPENING)
         try:
             await self._jobs.start()  # what an earlier process left is taken up before anything new
         except StoreError as error:
@@ -138,6 +167,10 @@ class Service:
             )
             await self._settled(_LAST_WORDS)
         await self._jobs.close()
+        if self._opening is not None:
+            await asyncio.wait({self._opening}, timeout=_LAST_WORDS)
+            self.stuck = not self._opening.done()
+        self.stuck = not await self._cache.close() or self.stuck
         if self._listener is not None:
             self._listener.close()
         if self._server is not None:
@@ -156,6 +189,28 @@ class Service:
         except TimeoutError:
             return False
         return True
+
+    async def _open_answers(self, opener: Callable[[], AnswerStore | None]) -> None:
+        try:
+            store = await self._cache.open(opener)
+        except (OSError, StoreError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self._log.warning("cache_in_memory_only", reason=reason)
+            return
+        except Exception as error:  # noqa: BLE001 - reason: nobody waits for this task; the fault is ours
+            self._on_fault(error)
+            self._log.warning("cache_in_memory_only", reason=type(error).__name__)
+            return
+        aside = getattr(store, "set_aside", None)
+        if aside is not None:
+            reason = "it was damaged, or of another version; an empty one takes its place"
+            self._log.warning("cache_set_aside", folder=str(aside), reason=reason)
+
+    def _cache_failing(self, reason: str | None) -> None:
+        if reason is not None:
+            self._log.warning("cache_failing", reason=reason, effect="answers are not stored, or not found")
+        else:
+            self._log.info("cache_recovered")
 
     def _job_ended(self, record: JobRecord) -> None:
         details, error = record.details, record.error

@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections import Counter
 
+import msgspec
+
 from sidecar.config import Config
 from sidecar.core.dialects import recognise
 from sidecar.core.errors import RefusedError
@@ -17,8 +19,9 @@ from sidecar.engine.jobstate import Job, Work, status_of
 from sidecar.engine.source import Origin
 from sidecar.stores.jobs import JobRecord, Order
 from sidecar.web import intake
+from sidecar.web.asks import Asked, Asks
 from sidecar.web.body import Body
-from sidecar.web.calls import Asked, Calls
+from sidecar.web.follow import Follow
 from sidecar.web.incoming import Incoming
 from sidecar.web.own import RESERVED, send_json
 from sidecar.web.routes import Route
@@ -30,11 +33,18 @@ class Submit:
     """Takes jobs in."""
 
     def __init__(
-        self, config: Config, secret: bytes, calls: Calls, jobs: Jobs, webhooks: frozenset[Origin]
+        self,
+        config: Config,
+        secret: bytes,
+        asks: Asks,
+        follow: Follow,
+        jobs: Jobs,
+        webhooks: frozenset[Origin],
     ) -> None:
         self._limit = config.limits.body
         self._secret = secret
-        self._calls = calls
+        self._asks = asks
+        self._follow = follow
         self._jobs = jobs
         self._webhooks = webhooks
         self._waiting: Counter[str] = Counter()
@@ -46,11 +56,14 @@ class Submit:
         hook = request.fields.get(b"slipstream-webhook")
         if hook is not None:
             target(hook.decode("latin-1"), self._webhooks)
-        asked = await self._calls.receive(visit, raw, request, whole=True)
+        request = _without_preference(request)
+        asked = await self._asks.receive(visit, raw, request, whole=True)
         if asked.body.more is not None:
             detail = f"a job's body may have {self._limit} bytes (limits.body)"
             raise RefusedError("body_too_large", detail)
-        ask = self._calls.ask(visit, asked, caller)
+        if asked.wish.only_if_cached:
+            raise RefusedError("not_cached", "only-if-cached, and jobs are always made", close=False)
+        ask = self._asks.ask(visit, asked, caller)
         again = self._jobs.repeated(ask, retry=is_retry(request.fields))
         name = again or mint(self._secret, caller.scope, "j")
         self._waiting[name] += 1
@@ -75,7 +88,7 @@ class Submit:
             if not self._waiting[name]:
                 del self._waiting[name]
         if over:
-            await self._calls.follow(visit, await self._jobs.result(name), request, caller, plain=True)
+            await self._follow.follow(visit, await self._jobs.result(name), request, caller, plain=True)
             return
         record = job.record
         fields = (
@@ -103,12 +116,17 @@ def work(asked: Asked) -> Work:
 
 def _order(asked: Asked) -> Order:
     request = asked.request
-    # The preference is met here; an upstream that meets it too would answer with a job of its own.
-    headers = tuple(field for field in request.headers if field[0].lower() != b"prefer")
-    return Order(request.method, request.target, headers, asked.body.kept, request.http10)
+    return Order(request.method, request.target, request.headers, asked.body.kept, request.http10)
 
 
-def prepared(calls: Calls, record: JobRecord, order: Order) -> Work:
+def _without_preference(request: Request) -> Request:
+    """It is met here: an upstream that meets it too would answer with a job of its own, and the answer is the
+    same as without it."""
+    headers = tuple([field for field in request.headers if field[0].lower() != b"prefer"])
+    return msgspec.structs.replace(request, headers=headers, fields=index(headers))
+
+
+def prepared(asks: Asks, record: JobRecord, order: Order) -> Work:
     """An order from disk as a job's work. Raises RefusedError, also when today's configuration would send
     it to another place: prompt and credential were meant for the one it was taken for."""
     path, _, query = order.target.partition(b"?")
@@ -121,12 +139,12 @@ def prepared(calls: Calls, record: JobRecord, order: Order) -> Work:
         fields=index(order.headers),
         http10=order.http10,
     )
-    route = calls.route(request, request.path)
+    route = asks.route(request, request.path)
     if record.labels.get("origin") != _origin(route):
         detail = "the configuration sends this path elsewhere now than when the job was taken; send it again"
         raise RefusedError("no_upstream", detail, close=False)
     dialect = recognise(request.method, request.path)
-    return work(calls.asked(request, route, dialect, Body(order.body, None, 0.0)))
+    return work(asks.asked(request, route, dialect, Body(order.body, None, 0.0)))
 
 
 def _origin(route: Route) -> str:

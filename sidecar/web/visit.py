@@ -5,6 +5,7 @@ from sidecar.core.latency import Heard, Trace, record
 from sidecar.core.policy import end_of_leaving
 from sidecar.core.types import Outcome
 from sidecar.engine.pump import Live
+from sidecar.web.again import Hit
 from sidecar.web.reply import Reply
 
 NAME = 128
@@ -14,13 +15,17 @@ NAME = 128
 class Visit:
     """What belongs to one request."""
 
-    __slots__ = ("dialect", "live", "logged", "reply", "taken", "trace")
+    __slots__ = ("dialect", "hit", "live", "logged", "reply", "taken", "trace", "whole")
 
     def __init__(self, method: str, reply: Reply) -> None:
         self.reply = reply
         self.trace = Trace.begin(method)
         self.dialect: Dialect | None = None
         self.live: Live | None = None
+        self.whole = reply.request_bytes
+        """The request, if it came in one piece and alone."""
+        self.hit: Hit | None = None
+        """What it was answered with, if that was at hand."""
         self.taken = False
         """The client has been sent all that there was of the answer."""
         self.logged = False
@@ -38,7 +43,9 @@ class Visit:
         """The latency line of a request that ended at `now` (`time.perf_counter`)."""
         trace, live = self.trace, self.live
         if live is not None:
-            trace.timings = live.timings
+            if trace.cache_kind != "stale":
+                trace.timings = live.timings
+            trace.stored = None if trace.joined else live.stored
             live.learn()
             if live.answer.facts.error and trace.status == 200 and trace.outcome is Outcome.COMPLETE:
                 trace.outcome = Outcome.UPSTREAM_ERROR

@@ -113,6 +113,12 @@ def test_every_key_is_also_a_variable():
         "cache.mode": "off",
         "disconnect.default": "grace=7",
         "disconnect.paths": "/a=finish,/b=grace=7",
+        "cache.share": "upstream",
+        "cache.fresh_ids": "true",
+        "cache.uncompressed": "true",
+        "cache.replay": "paced",
+        "cache.max_temperature": "0.5",
+        "cache.paths": "/a=7s,/b=0",
     }
     for key in KEYS:
         default = value_of(Config(), key)
@@ -124,7 +130,10 @@ def test_every_key_is_also_a_variable():
         found = load(environment={variable: sample})
         assert found.origins == {key: variable}
         value = value_of(found.config, key)
-        told = {"False", "['https://x', 'https://y']", "{'/a': inf, '/b': 7.0}"}
+        told = {"True", "False", "['https://x', 'https://y']", "{'/a': inf, '/b': 7.0}"}
+        if key == "cache.paths":
+            value = {prefix: rule.ttl for prefix, rule in value.items()}
+            told.add("{'/a': 7.0, '/b': 0.0}")
         assert str(value) in (sample, "7.0", "7168", *told)
         assert value != default or key == "server.workers"
 
@@ -382,7 +391,7 @@ def test_the_schema_knows_every_key(cli):
         section, _, name = key.partition(".")
         assert name in tables[section]["properties"]
     assert set(tables["upstreams"]["items"]["properties"]) == {
-        *("name", "url", "paths", "header", "strip", "disconnect")
+        *("name", "url", "paths", "header", "strip", "disconnect", "cache")
     }
 
 

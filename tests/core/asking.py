@@ -13,6 +13,8 @@ SSE = b"text/event-stream"
 
 
 REMEMBERED = {"begun", "finished", "fresh_input_tokens", "written_input_tokens"}
+STORING = {"reasons", "refused", "tools"}
+"""What only decides whether an answer may be stored; see test_storable."""
 
 
 def dialect_of(path: str) -> Dialect:
@@ -26,7 +28,7 @@ def told(facts: Facts) -> dict[str, Any]:
     return {
         name: getattr(facts, name)
         for name in facts.__struct_fields__
-        if name not in REMEMBERED and getattr(facts, name) != getattr(Facts(), name)
+        if name not in REMEMBERED | STORING and getattr(facts, name) != getattr(Facts(), name)
     }
 
 
@@ -41,6 +43,7 @@ def whole(dialect: Dialect, body: dict[str, Any]) -> dict[str, Any]:
     """What an answer tells that is no stream."""
     facts = Facts()
     dialect.whole(body, facts)
+    facts.terminal = False  # it says that the body is a whole answer; see test_storable
     return told(facts)
 
 

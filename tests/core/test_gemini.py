@@ -108,7 +108,6 @@ def test_answers_that_are_no_stream():
         "finish": "STOP",
         "input_tokens": 1,
         "output_tokens": 2,
-        "terminal": True,
     }
 
 

@@ -12,6 +12,8 @@ from sidecar.core.types import Outcome, Timings
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
 
+NO_PHASES = dict.fromkeys(["read_ms", "lookup_ms", "connect_ms", "upstream_ms", "store_ms"])
+
 
 def gaps(*values):
     made = Gaps()
@@ -70,6 +72,7 @@ FULL = {
     "status": 200,
     "outcome": "truncated",
     "cache": "off",
+    "cache_kind": None,
     "ttfb_ms": 500.0,
     "ttft_ms": 700.0,
     "ttft_kind": "reasoning",
@@ -80,7 +83,13 @@ FULL = {
     "total_ms": 2000.0,
     # (10 ms to the call + 5 ms to its being written) + 20 ms after the head + 3 ms for the slowest chunk
     "overhead_ms": 38.0,
-    "phases": {"read_ms": 50.0, "connect_ms": 25.0, "upstream_ms": 390.0},
+    "phases": {
+        "read_ms": 50.0,
+        "lookup_ms": None,
+        "connect_ms": 25.0,
+        "upstream_ms": 390.0,
+        "store_ms": None,
+    },
     "tokens_per_second": 11.0,
     "input_tokens": 7,
     "output_tokens": 12,
@@ -147,7 +156,7 @@ def test_a_request_that_was_refused_has_no_times_but_its_own():
         "outcome": "refused",
         "cache": "off",
         "total_ms": 1.0,
-        "phases": {"read_ms": 0.0, "connect_ms": None, "upstream_ms": None},
+        "phases": {**NO_PHASES, "read_ms": 0.0},
         "events": 0,
         "bytes": 0,
         "keepalives": 0,
@@ -211,7 +220,7 @@ def test_times_of_tokens(heard, expected):
 def test_phases_say_how_far_the_call_got(timings, connect, upstream, overhead):
     given_ = trace(timings=timings)
     line = record(given_, Heard(), 101.0)
-    assert line["phases"] == {"read_ms": 0.0, "connect_ms": connect, "upstream_ms": upstream}
+    assert line["phases"] == {**NO_PHASES, "read_ms": 0.0, "connect_ms": connect, "upstream_ms": upstream}
     assert line["overhead_ms"] == overhead
     if timings is None or not timings.head:
         assert server_timing(given_) == b"read;dur=0.000"

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from sidecar.core.caching import wish
 from sidecar.core.errors import KINDS, RefusedError, UpstreamError, outcome_of, problem, sentence, status_of
 from sidecar.core.policy import (
     end_of_body,
@@ -12,7 +13,6 @@ from sidecar.core.policy import (
     is_retry,
     lease,
     may_join,
-    may_share,
     patience,
     same_operation,
     starts_again,
@@ -116,8 +116,8 @@ def test_who_gets_event_ids(accept, last, takes):
     ],
 )
 def test_who_shares_a_call(control, shares):
-    assert may_share({b"cache-control": control}) is shares
-    assert may_share({})
+    assert wish({b"cache-control": control}).read is shares
+    assert wish({}).read
 
 
 @pytest.mark.parametrize(
@@ -256,6 +256,7 @@ STATUSES = {
     "upstream_refused": (502, Outcome.UPSTREAM_ERROR),
     "overloaded": (503, Outcome.REFUSED),
     "draining": (503, Outcome.REFUSED),
+    "not_cached": (504, Outcome.REFUSED),
     "upstream_timeout": (504, Outcome.TIMEOUT),
     "upstream_stalled": (504, Outcome.TIMEOUT),
 }

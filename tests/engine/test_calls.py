@@ -5,12 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from sidecar.cache.exact import ExactCache
 from sidecar.config import load
 from sidecar.core.errors import UpstreamError
 from sidecar.core.types import Fault
+from sidecar.engine.answers import Answers
 from sidecar.engine.hub import Hub
 from sidecar.engine.shelf import Shelf
+from sidecar.web.again import Again
+from sidecar.web.asks import Asks
 from sidecar.web.calls import Calls
+from sidecar.web.follow import Follow
 from sidecar.web.proxy import Proxy
 from sidecar.web.routes import Routes
 from tests.engine.rig import DONE, TIMINGS, ScriptedSource, pass_time, run, settled
@@ -33,7 +38,7 @@ class Client:
             is_eof=lambda: True, exception=lambda: None, total_bytes=len(BODY), read_nowait=lambda: BODY
         )
         self.transport = self
-        self.protocol = SimpleNamespace(writing_paused=False, transport=self)
+        self.protocol = SimpleNamespace(writing_paused=False, transport=self, whole=b"")
         self.written = b""
         self.closed = False
         self.task: asyncio.Task | None = None
@@ -106,13 +111,29 @@ class Stage:
 
     def __init__(self, *scripts: BaseException | list, **keys: object) -> None:
         flags = {key.replace("__", "."): value for key, value in keys.items()}
-        config = load({"server.upstream": "http://upstream.test", **flags}, environment={}).config
+        config = load(
+            {"server.upstream": "http://upstream.test", "cache.ttl": 0, **flags}, environment={}
+        ).config
         self.upstream = Upstreams(*scripts)
         self.faults: list[BaseException] = []
         self.lines: list[dict[str, object]] = []
         self.hub = Hub(self.upstream, self.faults.append, Shelf(600.0, 1 << 28))
-        calls = Calls(config, Routes(config), self.hub, b"s" * 32)
-        self.proxy = Proxy(config, b"s" * 32, calls, None, None, self.lines.append, self.faults.append)
+        # No answer outlives its call, so nothing is looked up in a thread: this clock knows no threads.
+        cache = ExactCache(0, self.faults.append, self.faults.append)
+        answers = Answers(cache, self.hub, fresh_ids=False, paced=False)
+        asks = Asks(config, Routes(config), b"s" * 32, answers.count)
+        follow = Follow(config, self.hub, b"s" * 32)
+        calls = Calls(config, asks, self.hub, follow, answers)
+        self.proxy = Proxy(
+            config,
+            b"s" * 32,
+            calls,
+            None,
+            None,
+            Again(answers, b"s" * 32, self.lines.append, self.faults.append),
+            self.lines.append,
+            self.faults.append,
+        )
         self.clients: list[Client] = []
 
     def ask(self, *fields: tuple[bytes, bytes]) -> Client:

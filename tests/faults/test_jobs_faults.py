@@ -321,7 +321,8 @@ async def test_key_and_prompt_are_on_disk_only_while_it_waits(rig, tmp_path):
     assert [files_with(folder, secret) for secret in (key, prompt, query)] == [[]] * 3
     assert b"planted" not in b"".join(rig.sidecar.lines.raw)
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
+    modes = {(path.is_dir(), path.stat().st_mode & 0o777) for path in folder.rglob("*")}
+    assert modes == {(False, 0o600), (True, 0o700)}
 
 
 async def test_without_a_folder_there_are_no_jobs(rig, sidecar):

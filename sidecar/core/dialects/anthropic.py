@@ -26,6 +26,7 @@ class Messages(Dialect):
     operation = "chat"
     keepalive = b'event: ping\ndata: {"type": "ping"}\n\n'
     ids = True
+    finishes = frozenset({"end_turn", "stop_sequence", "tool_use"})
 
     def matches(self, path: str) -> bool:
         return path.endswith("/v1/messages")
@@ -35,11 +36,13 @@ class Messages(Dialect):
         kind = event["type"]
         if kind == "content_block_delta":
             return self._delta(event["delta"])
-        if kind == "message_start":
+        if kind == "content_block_start":
+            facts.tools = facts.tools or event["content_block"]["type"].endswith("tool_use")
+        elif kind == "message_start":
             facts.model = text(event["message"].get("model"))
             self._usage(event["message"].get("usage"), facts)
         elif kind == "message_delta":
-            facts.finish = text(event["delta"].get("stop_reason")) or facts.finish
+            facts.ends(event["delta"].get("stop_reason"))
             self._usage(event.get("usage"), facts)
         elif kind == "message_stop":
             facts.terminal = True
@@ -56,8 +59,10 @@ class Messages(Dialect):
 
     def whole(self, body: Json, facts: Facts) -> None:
         facts.model = text(body.get("model"))
-        facts.finish = text(body.get("stop_reason"))
+        facts.ends(body.get("stop_reason"))
         self._usage(body.get("usage"), facts)
+        facts.terminal = isinstance(body.get("content"), list)
+        facts.tools = any(block["type"].endswith("tool_use") for block in body.get("content") or ())
 
     @staticmethod
     def _usage(usage: object, facts: Facts) -> None:

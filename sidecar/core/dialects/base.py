@@ -34,13 +34,25 @@ class Facts(msgspec.Struct):
     written_input_tokens: int | None = None
     reasoning_tokens: int | None = None
     finish: str | None = None
+    reasons: set[str] = msgspec.field(default_factory=set)
+    """All finish reasons that were given; there are several where there are several choices."""
+    refused: bool = False
+    """The model declined to answer."""
+    tools: bool = False
+    """The model calls a tool."""
     begun: set[object] = msgspec.field(default_factory=set)
-    """Gemini's candidates, by index: those that were heard of, and those that are complete."""
+    """Choices, or Gemini's candidates, by index: those that were heard of, and those that are complete."""
     finished: set[object] = msgspec.field(default_factory=set)
     terminal: bool = False
     """The format's end marker was seen."""
     error: str | None = None
     """The provider's own error inside the answer: its type or code, never its text."""
+
+    def ends(self, reason: object) -> None:
+        """A finish reason was given, perhaps."""
+        if isinstance(reason, str) and reason:
+            self.finish = reason
+            self.reasons.add(reason)
 
 
 class Dialect:
@@ -58,6 +70,16 @@ class Dialect:
     newline stands for the upstream's own line end."""
     ids: ClassVar[bool] = False
     """Whether clients of this format survive an `id:` field."""
+    finishes: ClassVar[frozenset[str]] = frozenset()
+    """The finish reasons of an answer that is all it was meant to be; empty for a format without any."""
+    marked: ClassVar[bool] = True
+    """Whether something in a stream says that it is over, and is its last word."""
+    mode_fields: ClassVar[tuple[str, ...]] = ("stream",)
+    """Fields of a request that only say whether, and how, the answer is to stream."""
+
+    def modeless(self, target: bytes) -> bytes:
+        """A request's target without what only says whether, and how, the answer is to stream."""
+        return target
 
     def matches(self, path: str) -> bool:
         """Whether a POST to this path speaks this format."""
@@ -69,14 +91,20 @@ class Dialect:
 
     def intent(self, path: str, body: Json) -> Intent:
         """What is asked for."""
-        return Intent(model=text(body.get("model")), stream=body.get("stream") is True)
+        return Intent(
+            model=text(body.get("model")),
+            stream=body.get("stream") is True,
+            temperature=number(body.get("temperature")),
+            # OpenAI's Responses add to a conversation, Anthropic's code execution works in a container.
+            stateful=body.get("conversation") is not None or _in_container(body),
+        )
 
     def read(self, data: bytes, facts: Facts) -> DeltaKind | None:
         """Learn from one event of a stream; say what it brings the waiting person, if anything."""
         return None
 
     def whole(self, body: Json, facts: Facts) -> None:
-        """Learn from an answer that is not a stream."""
+        """Learn from an answer that is not a stream. `facts.terminal`: it is a whole one of this format."""
 
     def ended(self, facts: Facts) -> bool:
         """At a clean end of the body: was that the whole answer?"""
@@ -94,6 +122,11 @@ class Dialect:
 def text(value: object) -> str | None:
     """A string as it is, anything else as None."""
     return value if isinstance(value, str) else None
+
+
+def number(value: object) -> float | None:
+    """A number as it is, anything else as None."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def count(value: object) -> int | None:
@@ -124,11 +157,27 @@ def openai_error(fault: Fault, status: int) -> Json:
     }
 
 
+def _in_container(body: Json) -> bool:
+    """Whether a request names a container that was made before, for itself or for a tool."""
+    tools = body.get("tools")
+    if isinstance(tools, msgspec.Raw):
+        # They are long, and hardly ever of interest.
+        tools = loads(bytes(tools)) if b'"container"' in bytes(tools) else ()
+    named = [tool.get("container") for tool in tools or () if isinstance(tool, dict)]
+    return body.get("container") is not None or any(isinstance(name, str) for name in named)
+
+
 class _Ask(msgspec.Struct):
     """The fields of a request that say what is asked."""
 
     model: Any = None
     stream: Any = None
+    temperature: Any = None
+    conversation: Any = None
+    container: Any = None
+    tools: msgspec.Raw = msgspec.Raw()
+    generationConfig: Any = None  # noqa: N815 - Gemini's
+    options: Any = None
 
 
 class _Told(msgspec.Struct):
@@ -146,10 +195,17 @@ class _Told(msgspec.Struct):
     error: Any = msgspec.UNSET
     done: Any = msgspec.UNSET
     done_reason: Any = msgspec.UNSET
+    message: Any = msgspec.UNSET
+    content: Any = msgspec.UNSET
+    output: Any = msgspec.UNSET
+    incomplete_details: Any = msgspec.UNSET
+    data: msgspec.Raw = msgspec.Raw()
+    embeddings: msgspec.Raw = msgspec.Raw()
     prompt_eval_count: Any = msgspec.UNSET
     eval_count: Any = msgspec.UNSET
 
 
+_ABSENT = msgspec.Raw()
 _asked = msgspec.json.Decoder(_Ask)
 _told = msgspec.json.Decoder(_Told)
 
@@ -158,14 +214,16 @@ def read_ask(body: bytes) -> Json:
     """What a request's body asks for. The rest of it, tens of megabytes perhaps, is skipped, not built:
     building it would stop every stream of the process. Raises msgspec.MsgspecError, RecursionError."""
     ask = _asked.decode(body)
-    return {"model": ask.model, "stream": ask.stream}
+    return {name: getattr(ask, name) for name in _Ask.__struct_fields__}
 
 
 def read_whole(body: bytes) -> Json:
     """What an answer that is no stream tells of itself, read in the same way."""
     told = _told.decode(body)
     return {
-        name: value for name in told.__struct_fields__ if (value := getattr(told, name)) is not msgspec.UNSET
+        name: value
+        for name in told.__struct_fields__
+        if (value := getattr(told, name)) is not msgspec.UNSET and value != _ABSENT
     }
 
 

@@ -9,6 +9,7 @@ from sidecar.core.dialects.base import (
     dumps,
     error_name,
     loads,
+    number,
     text,
 )
 from sidecar.core.errors import sentence
@@ -28,6 +29,9 @@ class Gemini(Dialect):
     provider = "gcp.gemini"
     operation = "generate_content"
     keepalive = b"\n"
+    finishes = frozenset({"STOP"})
+    marked = False
+    mode_fields = ()
 
     def matches(self, path: str) -> bool:
         return path.endswith((":generateContent", ":streamGenerateContent"))
@@ -37,7 +41,17 @@ class Gemini(Dialect):
 
     def intent(self, path: str, body: Json) -> Intent:
         model, _, verb = path.rpartition("/")[2].partition(":")
-        return Intent(model=model or None, stream=verb == "streamGenerateContent")
+        settings = body.get("generationConfig")
+        heat = number(settings.get("temperature")) if isinstance(settings, dict) else None
+        return Intent(model or None, stream=verb == "streamGenerateContent", temperature=heat)
+
+    def modeless(self, target: bytes) -> bytes:
+        path, _, query = target.partition(b"?")
+        if query.count(b"alt=") > 1:
+            return target  # which of them counts?
+        kept = [part for part in query.split(b"&") if part and part not in (b"alt=sse", b"alt=json")]
+        path = path.replace(b":streamGenerateContent", b":generateContent")
+        return path + b"?" + b"&".join(kept) if kept else path
 
     def read(self, data: bytes, facts: Facts) -> DeltaKind | None:
         event = loads(data)
@@ -62,15 +76,18 @@ class Gemini(Dialect):
             if spoken is not None or facts.reasoning_tokens is not None:
                 facts.output_tokens = (spoken or 0) + (facts.reasoning_tokens or 0)
         blocked = (event.get("promptFeedback") or {}).get("blockReason")
-        facts.finish = text(blocked) or facts.finish
+        if blocked:
+            facts.ends(text(blocked) or "BLOCKED")
         kind: DeltaKind | None = None
         for candidate in event.get("candidates") or ():
             facts.begun.add(candidate.get("index", 0))
             if candidate.get("finishReason"):
-                facts.finish = text(candidate["finishReason"])
+                facts.ends(text(candidate["finishReason"]))
                 facts.finished.add(candidate.get("index", 0))
             for part in (candidate.get("content") or {}).get("parts") or ():
-                kind = kind or _part(part)
+                brings = _part(part)
+                facts.tools = facts.tools or brings == "tool"
+                kind = kind or brings
         # There is no end marker: it is over when every candidate has said why it finished.
         facts.terminal = (
             facts.terminal or bool(blocked) or (bool(facts.finished) and facts.finished == facts.begun)

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from sidecar.core.dialects.base import Dialect, Facts, Framing, Json, count, dumps, loads, text
+from sidecar.core.dialects.base import Dialect, Facts, Framing, Json, count, dumps, loads, number, text
 from sidecar.core.errors import sentence
 from sidecar.core.types import DeltaKind, Fault, Intent
 
@@ -13,13 +13,16 @@ class Ollama(Dialect):
     provider = "ollama"
     framing: ClassVar[Framing | None] = "ndjson"
     keepalive = b" "
+    finishes = frozenset({"stop"})
     path: ClassVar[str]
 
     def matches(self, path: str) -> bool:
         return path.endswith(self.path)
 
     def intent(self, path: str, body: Json) -> Intent:
-        return Intent(model=text(body.get("model")), stream=body.get("stream") is not False)
+        options = body.get("options")
+        heat = number(options.get("temperature")) if isinstance(options, dict) else None
+        return Intent(text(body.get("model")), stream=body.get("stream") is not False, temperature=heat)
 
     def read(self, data: bytes, facts: Facts) -> DeltaKind | None:
         line = loads(data)
@@ -36,12 +39,14 @@ class Ollama(Dialect):
 
     def whole(self, body: Json, facts: Facts) -> None:
         self._common(body, facts)
+        facts.terminal = body.get("done") is True
 
     @staticmethod
     def _common(line: Json, facts: Facts) -> None:
+        facts.tools = facts.tools or bool((line.get("message") or {}).get("tool_calls"))
         facts.model = text(line.get("model")) or facts.model
         if line.get("done") is True:
-            facts.finish = text(line.get("done_reason"))
+            facts.ends(line.get("done_reason"))
             facts.input_tokens = count(line.get("prompt_eval_count"))
             facts.output_tokens = count(line.get("eval_count"))
 
@@ -82,6 +87,7 @@ class Embed(Ollama):
 
     name = "ollama.embed"
     framing = None
+    finishes = frozenset()
     operation = "embeddings"
     path = "/api/embed"
 
@@ -91,6 +97,7 @@ class Embed(Ollama):
     def whole(self, body: Json, facts: Facts) -> None:
         facts.model = text(body.get("model"))
         facts.input_tokens = count(body.get("prompt_eval_count"))
+        facts.terminal = "embeddings" in body
 
 
 DIALECTS = (Chat(), Generate(), Embed())

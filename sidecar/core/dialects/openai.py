@@ -37,6 +37,8 @@ class OpenAI(Dialect):
     provider = "openai"
     keepalive = b": keepalive\n"
     ids = True
+    finishes = frozenset({"stop", "tool_calls", "function_call"})
+    mode_fields = ("stream", "stream_options")
 
     def read(self, data: bytes, facts: Facts) -> DeltaKind | None:
         if data == b"[DONE]":
@@ -52,11 +54,15 @@ class OpenAI(Dialect):
             read_usage(event["usage"], facts)
         kind: DeltaKind | None = None
         for choice in event["choices"]:
-            facts.finish = text(choice.get("finish_reason")) or facts.finish
-            kind = kind or self.delta(choice)
+            facts.begun.add(choice.get("index", 0))
+            if choice.get("finish_reason"):
+                facts.ends(choice["finish_reason"])
+                facts.finished.add(choice.get("index", 0))
+            brings = self.delta(choice, facts)
+            kind = kind or brings
         return kind
 
-    def delta(self, choice: Json) -> DeltaKind | None:
+    def delta(self, choice: Json, facts: Facts) -> DeltaKind | None:
         """What one choice of a chunk carries."""
         raise NotImplementedError(self.name)  # reason: a dialect without it is a programming error
 
@@ -64,7 +70,14 @@ class OpenAI(Dialect):
         facts.model = text(body.get("model"))
         read_usage(body.get("usage"), facts)
         for choice in body["choices"]:
-            facts.finish = text(choice.get("finish_reason")) or facts.finish
+            facts.begun.add(choice.get("index", 0))
+            if choice.get("finish_reason"):
+                facts.ends(choice["finish_reason"])
+                facts.finished.add(choice.get("index", 0))
+            message = choice.get("message") or {}
+            facts.refused = facts.refused or bool(message.get("refusal"))
+            facts.tools = facts.tools or bool(message.get("tool_calls") or message.get("function_call"))
+            facts.terminal = True
 
     def error_body(self, fault: Fault, status: int) -> bytes:
         return dumps(openai_error(fault, status))
@@ -77,8 +90,12 @@ class Chat(OpenAI):
     def matches(self, path: str) -> bool:
         return path.endswith("/chat/completions")
 
-    def delta(self, choice: Json) -> DeltaKind | None:
+    def delta(self, choice: Json, facts: Facts) -> DeltaKind | None:
         delta = choice.get("delta") or {}
+        if delta.get("tool_calls") or delta.get("function_call"):
+            facts.tools = True
+        elif delta.get("refusal"):
+            facts.refused = True
         if delta.get("content") or delta.get("refusal") or delta.get("audio"):
             return "content"
         if delta.get("tool_calls") or delta.get("function_call"):
@@ -93,7 +110,7 @@ class Completions(OpenAI):
     def matches(self, path: str) -> bool:
         return path.endswith("/completions") and not path.endswith("/chat/completions")
 
-    def delta(self, choice: Json) -> DeltaKind | None:
+    def delta(self, choice: Json, facts: Facts) -> DeltaKind | None:
         return "content" if choice.get("text") else None
 
 
@@ -111,6 +128,7 @@ class Embeddings(Dialect):
     def whole(self, body: Json, facts: Facts) -> None:
         facts.model = text(body.get("model"))
         read_usage(body.get("usage"), facts)
+        facts.terminal = "data" in body
 
     def error_body(self, fault: Fault, status: int) -> bytes:
         return dumps(openai_error(fault, status))

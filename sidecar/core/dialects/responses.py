@@ -34,6 +34,8 @@ class Responses(Dialect):
     operation = "chat"
     keepalive = b": keepalive\n"
     ids = True
+    finishes = frozenset({"completed"})
+    mode_fields = ("stream", "stream_options")
 
     def matches(self, path: str) -> bool:
         return path.endswith("/responses")
@@ -58,13 +60,21 @@ class Responses(Dialect):
 
     def whole(self, body: Json, facts: Facts) -> None:
         facts.model = text(body.get("model")) or facts.model
-        facts.finish = text(body.get("status"))
         usage = body.get("usage")
         if isinstance(usage, dict):
             facts.input_tokens = count(usage.get("input_tokens"))
             facts.output_tokens = count(usage.get("output_tokens"))
             facts.cached_input_tokens = count((usage.get("input_tokens_details") or {}).get("cached_tokens"))
             facts.reasoning_tokens = count((usage.get("output_tokens_details") or {}).get("reasoning_tokens"))
+        facts.finish = status = text(body.get("status"))
+        if status in ("completed", "incomplete"):
+            facts.terminal = True
+            facts.reasons.add(_reason(body) if status == "incomplete" else status)
+            for item in body.get("output") or ():
+                facts.tools = facts.tools or str(item.get("type")).endswith("_call")
+                parts = item.get("content")
+                if isinstance(parts, list) and any(part.get("type") == "refusal" for part in parts):
+                    facts.refused = True
 
     def error_body(self, fault: Fault, status: int) -> bytes:
         return dumps(openai_error(fault, status))
@@ -75,6 +85,11 @@ class Responses(Dialect):
             given = loads(upstream)
             error = given if isinstance(given, dict) and given.get("error") else {"error": given}
         return b"event: error\ndata: " + dumps({"type": "error", **error}) + b"\n\n"
+
+
+def _reason(response: Json) -> str:
+    """Why a response is incomplete: `max_output_tokens`, `content_filter`."""
+    return text((response.get("incomplete_details") or {}).get("reason")) or "incomplete"
 
 
 DIALECTS = (Responses(),)

@@ -1,0 +1,240 @@
+"""Answers by their exact key: those of the last moments in memory, all of them in a store behind it.
+
+A lookup never waits for long, and a store that fails costs nothing but its entries: whatever happens to
+the disk means a miss and a count. The store's calls block, so they run in two threads: one reads, one
+writes. Between an answer's end and its being on disk it is in memory, whatever the budget says.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from sidecar.cache.breaker import Breaker
+from sidecar.cache.tally import Note, Tally
+from sidecar.cache.writes import Done, Write, Writes
+from sidecar.core.entry import Entry, pointed, unseal
+from sidecar.core.fingerprint import Keys
+from sidecar.core.lru import Lru
+from sidecar.stores.base import AnswerStore, StoreError
+
+DEADLINE = 0.1
+"""Seconds after which a lookup is a miss."""
+_PATIENCE = 5.0
+"""Seconds that closing waits for answers to be on disk."""
+_TOUCHED = 256
+_ALIASES = 65536
+_CONVERTED = 256 << 10
+"""Bytes of the largest answer that is converted to the other mode."""
+
+Convert = Callable[[Entry], Entry | None]
+"""Makes an answer in one mode of an answer in the other; None where that cannot be done exactly."""
+
+
+class ExactCache:
+    """One process's view of the stored answers."""
+
+    def __init__(
+        self,
+        memory: int,
+        told: Callable[[str | None], None],
+        on_fault: Callable[[BaseException], None],
+        *,
+        note: Note | None = None,
+        deadline: float = DEADLINE,
+    ) -> None:
+        """`memory`: bytes of entries at hand. `told`: see `Breaker`. `on_fault` is told of mistakes of our
+        own. `note`: see `Tally`."""
+        self._tally = Tally(note)
+        self.counts = self._tally.counts
+        self._hot: Lru[Entry] = Lru(memory)
+        self._aliases: Lru[bytes] = Lru(_ALIASES)
+        """The keys of entries by where those look for them who ask in the other mode."""
+        self._inexact: Lru[float] = Lru(_ALIASES)
+        """By key, the age of the answer in the other mode that could not be converted."""
+        self._on_fault = on_fault
+        self._deadline = deadline
+        self._store: AnswerStore | None = None
+        self._generation = 0
+        self._writes = Writes(self.counts, told, on_fault)
+        self._looking: dict[bytes, asyncio.Future[Entry | None]] = {}
+        self._overdue: set[bytes] = set()
+        """Lookups that have taken too long and are not over: the disk is slow, or stuck."""
+        self._touched: set[bytes] = set()
+        self._reading = Breaker(told)
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="slipstream-lookup")
+        self._closed = False
+
+    async def open(self, opener: Callable[[], AnswerStore | None]) -> AnswerStore | None:
+        """Take on the store that `opener` opens, in a thread: checking it may take long."""
+        store = await asyncio.get_running_loop().run_in_executor(self._writes.thread, opener)
+        if store is not None and self._closed:
+            store.close()
+        elif store is not None:
+            self._generation = store.generation
+            self._store = store
+            self._tally.start(self._writes.thread)
+        return store
+
+    # Looking.
+
+    def generation(self) -> int:
+        """Of the store: another number after each purge, whoever purged. Drops what was at hand then."""
+        if self._store is not None and self._store.generation != self._generation:
+            self._generation = self._store.generation
+            self._hot.clear()
+            self._writes.pending.clear()
+        return self._generation
+
+    def hot(self, key: bytes) -> Entry | None:
+        """What is in memory under that key."""
+        self.generation()
+        entry = self._hot.get(key)
+        if entry is None:
+            return self._writes.pending.get(key)
+        if len(self._touched) < _TOUCHED:
+            self._touched.add(entry.origin)
+        return entry
+
+    async def lookup(self, keys: Keys, convert: Convert | None) -> Entry | None:
+        """What is in the store under these keys, or can be made of what is. Never raises, and does not wait
+        past the deadline; what comes later is at hand for the next one."""
+        if self._overdue:
+            return None  # the thread hangs
+        looking = self._looking.get(keys.exact) or self._look(keys, convert)
+        if looking is None:
+            return None
+        done, _ = await asyncio.wait([looking], timeout=self._deadline)
+        if done:
+            return looking.result()
+        self._overdue.add(keys.exact)
+        self.counts["lookup_late"] += 1
+        return None
+
+    def _look(self, keys: Keys, convert: Convert | None) -> "asyncio.Future[Entry | None] | None":
+        """Begin to look; None where that is of no use."""
+        generation = self.generation()
+        alias = self._aliases.get(keys.other) if keys.other is not None else None
+        near = self.hot(alias) if alias is not None else None
+        if near is not None and self._inexact.peek(keys.exact) == near.known.stored:
+            near = None
+        store = self._store
+        if self._reading.open:
+            store = None
+        if self._closed or (store is None and near is None):
+            return None
+        loop = asyncio.get_running_loop()
+        try:
+            work = loop.run_in_executor(self._reader, self._find, store, keys, near, convert)
+        except RuntimeError:  # no thread to be had
+            self.counts["lookup_failed"] += 1
+            return None
+        # Identical requests that come at once look once.
+        looking = self._looking[keys.exact] = loop.create_future()
+        work.add_done_callback(lambda work: self._looked(keys, work, generation))
+        return looking
+
+    def _looked(self, keys: Keys, work: "asyncio.Future[Entry | None]", generation: int) -> None:
+        looking = self._looking.pop(keys.exact)
+        self._overdue.discard(keys.exact)
+        entry = None
+        if work.cancelled():
+            pass
+        elif isinstance(error := work.exception(), StoreError):
+            self.counts["lookup_failed"] += 1
+            self._reading.failed(str(error))
+        elif isinstance(error, ValueError):
+            self.counts["lookup_damaged"] += 1
+        elif error is not None:
+            self.counts["lookup_failed"] += 1
+            self._on_fault(error)
+        else:
+            self._reading.worked()
+            entry = work.result()
+        if entry is not None and generation != self.generation():
+            entry = None
+        # While it was looked for, a newer one may have come.
+        newer = self._writes.pending.get(keys.exact) or self._hot.peek(keys.exact)
+        if newer is None and entry is not None:
+            self._hot.put(keys.exact, entry, entry.size)
+        looking.set_result(newer or entry)
+
+    def _find(
+        self, store: AnswerStore | None, keys: Keys, near: Entry | None, convert: Convert | None
+    ) -> Entry | None:
+        """In the reading thread. Raises StoreError, and ValueError for what is damaged."""
+        if store is not None and (blob := store.get(keys.exact)) is not None:
+            return unseal(keys.exact, blob)
+        if convert is None or keys.other is None:
+            return None
+        if near is None and store is not None and (blob := store.get(keys.other)) is not None:
+            target = pointed(keys.other, blob)
+            if (blob := store.get(target)) is not None:
+                near = unseal(target, blob)
+        # Others wait for this thread, and it holds up the loop.
+        if near is None or len(near.body) > _CONVERTED:
+            return None
+        if self._inexact.peek(keys.exact) == near.known.stored:
+            return None
+        made = convert(near)
+        if made is None:
+            self._inexact.put(keys.exact, near.known.stored, 1)
+        else:
+            made.origin = near.key
+        return made
+
+    # Storing.
+
+    @property
+    def accepts(self) -> bool:
+        """Whether what is put is going to be kept."""
+        return self._store is None or (self._writes.open and not self._closed)
+
+    def put(
+        self,
+        entry: Entry,
+        alias: bytes | None,
+        *,
+        seconds: float,
+        generation: int,
+        done: Done,
+    ) -> None:
+        """Keep an answer; see `Write`. It is found from now on."""
+        if generation != self.generation():
+            self.counts["store_purged"] += 1
+            done(None)
+            return
+        self._hot.put(entry.key, entry, entry.size)
+        if alias is not None:
+            self._aliases.put(alias, entry.key, 1)
+        if self._store is None or self._closed:
+            self.counts["stored" if not self._closed else "store_skipped"] += 1
+            done(None)
+            return
+        touched, self._touched = frozenset(self._touched), set()
+        self._writes.put(self._store, Write(entry, alias, seconds, generation, touched, done))
+
+    def drop(self, entry: Entry) -> None:
+        """An entry whose time is over."""
+        if self._hot.peek(entry.key) is entry:
+            self._hot.pop(entry.key)
+
+    async def close(self) -> bool:
+        """Be done, once what waits for the disk is there, or has had its time. Returns whether that was in
+        time; else a thread of it hangs."""
+        self._closed = True
+        settled = await self._writes.settled(_PATIENCE)
+        self._tally.stop()
+        store, self._store = self._store, None
+        self._reader.shutdown(wait=False, cancel_futures=True)
+        if store is not None and settled:
+            end = asyncio.get_running_loop().run_in_executor(self._writes.thread, self._end, store)
+            done, _ = await asyncio.wait([end], timeout=_PATIENCE)
+            settled = bool(done)
+        self._writes.thread.shutdown(wait=False, cancel_futures=not settled)
+        return settled
+
+    def _end(self, store: AnswerStore) -> None:
+        try:
+            self._tally.write()
+        finally:
+            store.close()

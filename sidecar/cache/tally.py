@@ -1,0 +1,47 @@
+"""What the cache counts, and writing it down now and then, so that it outlives the process."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+
+_PAUSE = 10.0
+"""Seconds between two times that what was counted is written down."""
+
+Note = Callable[[Mapping[str, int]], None]
+"""Writes down what was counted since it was called last; it blocks, and may raise OSError."""
+
+
+class Tally:
+    """Counters by name: what was found where, what was stored, and why not."""
+
+    def __init__(self, note: Note | None) -> None:
+        self.counts: Counter[str] = Counter()
+        self._note = note
+        self._noted: Counter[str] = Counter()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self, thread: Executor) -> None:
+        """From now on, write down in that thread what was counted."""
+        if self._note is not None:
+            self._timer = asyncio.get_running_loop().call_later(_PAUSE, self._again, thread)
+
+    def stop(self) -> None:
+        """No more, but for a last `write`."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def write(self) -> None:
+        """In the thread: write down what is new."""
+        now = Counter(self.counts)
+        if self._note is not None and (more := now - self._noted):
+            try:
+                self._note(more)
+            except OSError:
+                return  # it is added with what comes next
+            self._noted = now
+
+    def _again(self, thread: Executor) -> None:
+        if self.counts != self._noted:
+            thread.submit(self.write)
+        self.start(thread)

@@ -1,0 +1,178 @@
+"""Reading what a request asks for: where it goes, what of it counts, by what others find its answer."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from sidecar.config import Config
+from sidecar.core import policy
+from sidecar.core.answer import Answer
+from sidecar.core.caching import NO_WISH, Wish, refused, wish
+from sidecar.core.dialects import Dialect
+from sidecar.core.errors import RefusedError
+from sidecar.core.fingerprint import Caller, Keys, identity, keys, shared_scope
+from sidecar.core.latency import Labels
+from sidecar.core.types import Intent, Request
+from sidecar.engine.pump import Ask, Keep
+from sidecar.engine.source import Call
+from sidecar.web import intake
+from sidecar.web.body import Body, receive
+from sidecar.web.incoming import Incoming
+from sidecar.web.render import EARLY_TYPE
+from sidecar.web.routes import Route, Routes, provider
+from sidecar.web.visit import NAME, Visit
+
+_REMEMBERED = 4096
+"""Requests whose keys are remembered, so that a body that comes again is not parsed again."""
+
+
+class Asked(msgspec.Struct):
+    """A request that can be sent upstream, and what is known of it."""
+
+    request: Request
+    route: Route
+    dialect: Dialect | None
+    body: Body
+    intent: Intent
+    labels: Labels
+    early: float
+    """Seconds after which a 200 is committed; 0: never before the upstream's head."""
+    configured: float
+    """What becomes of it when its client leaves, unless the client says so; see `policy.patience`."""
+    plain: bool = False
+    """Whether the answer is asked for uncompressed, whatever the client takes."""
+    wish: Wish = NO_WISH
+
+    def call(self) -> Call:
+        """The call itself. Made once: it may hold the rest of a body that streams past."""
+        return intake.call(self.request, self.route, self.body, identity=self.plain)
+
+    def answer(self) -> Answer:
+        """The reading of what will come back."""
+        return Answer(self.request, self.dialect, self.intent)
+
+
+class Asks:
+    """Reads them. One per process."""
+
+    def __init__(
+        self,
+        config: Config,
+        routes: Routes,
+        secret: bytes,
+        count: Callable[[str], None],
+        generation: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`count` is told why an answer is not going to be stored; `generation` is the store's."""
+        self._count = count
+        self._generation = generation
+        self._config = config
+        self._routes = routes
+        self._secret = secret
+        self._cache = config.cache
+        self._keys: dict[bytes, Keys | None] = {}
+
+    def route(self, request: Request, path: str) -> Route:
+        """Where it goes. `path`: what may be said of the request's path. Raises RefusedError."""
+        route = self._routes.match(request)
+        if route is None:
+            detail = f"{path[:200]}: is /v1 missing in the base URL? Else configure --upstream"
+            raise RefusedError("no_upstream", detail, close=False)
+        return route
+
+    async def receive(self, visit: Visit, raw: Incoming, request: Request, *, whole: bool) -> Asked:
+        """Read what is asked. `whole`: the body is needed, whatever the path. Raises RefusedError."""
+        dialect = visit.dialect
+        route = self.route(request, visit.trace.path)
+        visit.trace.labels = Labels(route.name)
+        keep = self._config.limits.body if whole or dialect is not None else 0
+        body = await receive(raw, request, keep=keep, timeout=self._config.timeouts.client)
+        visit.trace.waited = body.waited
+        asked = self.asked(request, route, dialect, body)
+        visit.trace.labels = asked.labels
+        return asked
+
+    def asked(self, request: Request, route: Route, dialect: Dialect | None, body: Body) -> Asked:
+        """What a request asks for."""
+        intent = intake.intent(dialect, request, body)
+        early = 0.0
+        if dialect is not None and intent.stream and dialect.framing_of(request.query) in EARLY_TYPE:
+            early = self._config.keepalive.early
+        labels = Labels(
+            upstream=route.name,
+            provider=provider(dialect, route.origin) if dialect is not None else None,
+            operation=dialect.operation if dialect is not None else None,
+            model=intent.model and intent.model[:NAME],
+            stream=intent.stream,
+        )
+        patience = intake.patience(request.fields.get(b"slipstream-disconnect"))
+        # Whoever comes back without saying so wants what the request that began it wanted.
+        configured = self._routes.patience(request.path, route) if patience is None else patience
+        said = wish(request.fields)
+        # What will have been sent of the head, or is to be stored, must not be compressed.
+        plain = early > 0
+        if self._cache.uncompressed and self._cache.mode != "off" and dialect is not None and said.write:
+            plain = plain or self._routes.terms(request.path, route).ttl > 0
+        return Asked(request, route, dialect, body, intent, labels, early, configured, plain, said)
+
+    def ask(self, visit: Visit, asked: Asked, caller: Caller) -> Ask:
+        """By what others find its call and its answer; also what the line says of the cache."""
+        request, body, dialect, fields = asked.request, asked.body, asked.dialect, asked.request.fields
+        known = b""
+        if body.more is None and (dialect is not None or policy.takes_ids(fields)):
+            known = identity(caller.scope, asked.route.place, request, body.kept)
+        key = None
+        keep: Keep | None = None
+        read = False
+        if self._cache.mode != "off":
+            read = asked.wish.read
+            if dialect is not None and known:
+                found = self._keys_of(known, asked, dialect, caller)
+                if found is None:
+                    self._count("not_stored_unkeyed")
+                else:
+                    # What is shared with other credentials is found by all, but only once it is over.
+                    key = found.exact if self._cache.share == "credential" else found.exact + caller.scope
+                    keep = self._keep(asked, found, caller)
+            plain = key is not None and read and not asked.intent.stateful
+            visit.trace.cache = "miss" if plain else "bypass"
+        return Ask(
+            identity=known,
+            key=key,
+            coding=fields.get(b"accept-encoding", b""),
+            idempotency=fields.get(b"idempotency-key"),
+            alone=not (read and self._cache.collapse) or asked.intent.stateful,
+            keep=keep,
+        )
+
+    def _keys_of(self, known: bytes, asked: Asked, dialect: Dialect, caller: Caller) -> Keys | None:
+        """The keys; they follow from the request's identity, which is cheaper to have."""
+        if known in self._keys:
+            return self._keys[known]
+        scope = (
+            caller.scope
+            if self._cache.share == "credential"
+            else shared_scope(self._secret, caller, asked.request)
+        )
+        made = keys(
+            scope,
+            asked.route.place,
+            asked.request,
+            asked.body.kept,
+            dialect,
+            stream=asked.intent.stream,
+            ignored=self._cache.ignore,
+        )
+        if len(self._keys) >= _REMEMBERED:
+            self._keys.clear()
+        self._keys[known] = made
+        return made
+
+    def _keep(self, asked: Asked, found: Keys, caller: Caller) -> Keep | None:
+        terms = self._routes.terms(asked.request.path, asked.route)
+        if (reason := refused(asked.intent, asked.wish, terms)) is not None:
+            self._count(f"not_stored_{reason}")
+            return None
+        query = "alt=sse" if "alt=sse" in asked.request.query.split("&") else ""
+        tag, path = caller.scope[:8].hex(), asked.request.path
+        return Keep(found, terms, tag, path, query, self._generation())

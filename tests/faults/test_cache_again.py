@@ -1,0 +1,182 @@
+"""Requests that come again in the very same bytes are not read again; whatever else comes with them is."""
+
+import itertools
+import random
+
+import pytest
+
+from tests.faults.wire import CHAT, Client, request
+
+ANSWER = b'{"id":"x-%d","model":"m","choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}'
+PATH = "/v1/chat/completions"
+
+
+def asking(number: int) -> bytes:
+    body = b'{"model":"m","messages":[{"role":"user","content":"question %d"}]}' % number
+    return request("POST", PATH, body, [(b"Authorization", b"Bearer a")])
+
+
+async def known(rig, *numbers: int) -> Client:
+    """A connection on which these questions were asked, and answered from memory as well."""
+    client = await rig.connect()
+    rig.script(PATH)
+    for number in numbers:
+        await client.send(asking(number))
+        call = await rig.call()
+        body = ANSWER % number
+        await call.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nSet-Cookie: a=b\r\nContent-Length: %d\r\n\r\n"
+            % len(body),
+            body,
+        )
+        call.done()
+        assert await (await client.answer("POST")).rest() == body
+        await client.send(asking(number))
+        assert await (await client.answer("POST")).rest() == body
+    return client
+
+
+def remembered(rig) -> int:
+    return len(rig.sidecar.service._proxy._again._known)
+
+
+async def start(rig, **keys):
+    return await rig.start(cache__ttl=3600, **keys)
+
+
+async def test_the_short_way_gives_what_the_long_way_gives(rig):
+    await start(rig)
+    client = await known(rig, 1)
+    assert remembered(rig) == 1
+    heads = []
+    for way in (asking(1), asking(1).replace(b"Host: sidecar.test", b"Host:  sidecar.test")):
+        await client.send(way)
+        answer = await client.answer("POST")
+        assert await answer.rest() == ANSWER % 1
+        heads.append([field for field in answer.headers if field[0] != b"Server-Timing"])
+        assert answer.header("cache-status").startswith(b"slipstream; hit; ttl=")
+        assert answer.header("set-cookie") is None
+    assert heads[0] == heads[1]
+    assert rig.uncalled()
+    lines = [await rig.line(number) for number in range(4)]
+    assert len({line["request_id"] for line in lines}) == 4
+    changing = {"request_id", "timestamp", "ttfb_ms", "total_ms", "overhead_ms", "phases"}
+    short, long = [{key: line[key] for key in line.keys() - changing} for line in lines[2:]]
+    assert short == long
+    assert short["cache"] == "hit"
+
+
+async def test_a_stream_keeps_its_id_as_long_as_it_is_good(rig):
+    await start(rig)
+    client = await rig.connect()
+    rig.script(CHAT.target)
+    await client.send(CHAT.sent)
+    call = await rig.call()
+    await call.send(
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n", CHAT.whole
+    )
+    call.close()
+    assert await (await client.answer("POST")).rest() == CHAT.whole
+    names = []
+    for _ in range(3):
+        await client.send(CHAT.sent)
+        answer = await client.answer("POST")
+        assert await answer.rest() == CHAT.whole
+        names.append(answer.header("slipstream-stream-id"))
+    assert len(set(names)) == 1
+    other = await rig.connect()
+    stream = f"/_slipstream/streams/{names[0].decode()}"
+    assert (await other.whole("GET", stream)).body == CHAT.whole
+    assert (await other.whole("DELETE", stream)).status == 204
+    await client.send(CHAT.sent)
+    answer = await client.answer("POST")
+    assert await answer.rest() == CHAT.whole
+    anew = answer.header("slipstream-stream-id")
+    assert anew not in names
+    assert (await other.whole("GET", f"/_slipstream/streams/{anew.decode()}")).body == CHAT.whole
+    assert rig.uncalled()
+
+
+async def test_what_is_purged_is_asked_for_again(rig):
+    await start(rig)
+    client = await known(rig, 1)
+    rig.sidecar.service._cache._hot.clear()
+    await client.send(asking(1))
+    call = await rig.call()
+    call.close()
+    assert (await client.answer("POST")).status == 502
+
+
+async def test_known_bytes_inside_of_another_request_are_part_of_it(rig):
+    """A header that holds a known request, cut off right before it; then a body that does."""
+    await start(rig)
+    client = await known(rig, 1)
+    rig.provider.on("/other", _echo)
+    inside = asking(1).replace(b"\r\n", b" ")
+    for first, then in (
+        (asking(1) + b"GET /other HTTP/1.1\r\nHost: sidecar.test\r\nX-A: ", inside + b"\r\n\r\n"),
+        (
+            asking(1) + b"POST /other HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(asking(1)),
+            asking(1),
+        ),
+    ):
+        await client.send(first)
+        assert await (await client.answer("POST")).rest() == ANSWER % 1
+        await client.send(then)
+        assert await (await client.answer("POST")).rest() == b"other"
+    await client.send(b"POST /other HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(asking(1)))
+    await client.send(asking(1))
+    assert await (await client.answer("POST")).rest() == b"other"
+
+
+async def _echo(connection, received) -> None:
+    await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nother")
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_however_requests_are_cut_and_joined_each_gets_its_answer(rig, seed):
+    await start(rig)
+    client = await known(rig, 1, 2, 3)
+    chance = random.Random(seed)
+    order = [chance.randint(1, 3) for _ in range(60)]
+    stream = b"".join(map(asking, order))
+    size = len(asking(1))
+    cuts = {chance.randrange(len(stream)) for _ in range(chance.choice([0, 5, 60]))}
+    cuts |= {number * size for number in range(60) if chance.random() < 0.8}
+    points = sorted(cuts | {0, len(stream)})
+    for begin, end in itertools.pairwise(points):
+        await client.send(stream[begin:end])
+        if chance.random() < 0.3 and order and end % size == 0:
+            while order and len(order) > 60 - end // size:
+                assert await (await client.answer("POST")).rest() == ANSWER % order.pop(0)
+    while order:
+        assert await (await client.answer("POST")).rest() == ANSWER % order.pop(0)
+    assert rig.uncalled()
+
+
+async def test_who_asks_the_short_way_only_is_still_idle_later(rig):
+    await start(rig)
+    client = await known(rig, 1)
+    (protocol,) = rig.sidecar.service._server.connections
+    protocol._next_keepalive_close_time -= 50
+    before = protocol._next_keepalive_close_time
+    await client.send(asking(1))
+    await (await client.answer("POST")).rest()
+    assert protocol._next_keepalive_close_time > before
+
+
+async def test_nothing_is_answered_the_short_way_while_it_drains(rig):
+    await start(rig)
+    client = await known(rig, 1)
+    rig.sidecar.service._proxy.draining = True
+    await client.send(asking(1))
+    assert (await client.answer("POST")).status == 503
+
+
+async def test_another_credential_is_another_request(rig):
+    await start(rig)
+    client = await known(rig, 1)
+    await client.send(asking(1).replace(b"Bearer a", b"Bearer b"))
+    call = await rig.call()
+    call.close()
+    assert (await client.answer("POST")).status == 502
