@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "see it work: a scripted provider, the sidecar and clients on this machine",
     "run": "start a sidecar, run a command with the base-URL variables set",
     "env": "print the base-URL variables as export lines",
+    "cache": "look into the stored answers, purge them, move them",
     "config": "show, validate or describe the configuration",
 }
 

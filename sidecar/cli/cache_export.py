@@ -1,0 +1,151 @@
+"""`slipstream cache export` and `purge`: answers out of the store, into a file or into nothing."""
+
+import hashlib
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from sidecar.cli.cache_line import line_of
+from sidecar.cli.cache_progress import progress
+from sidecar.cli.cache_store import Census, Filter, Place, WorkError, aliases, count, exists, items, opened
+from sidecar.cli.cache_words import answers, entries
+from sidecar.core.entry import unseal
+from sidecar.core.values import ConfigError
+from sidecar.stores.base import AnswerStore
+from sidecar.stores.secret import load_or_create
+
+_STEP = 256
+"""Entries that are removed at once; others want to write meanwhile."""
+
+
+def installation(secret: bytes) -> str:
+    """Tells installations apart: keys that were made under another secret are of no use."""
+    return hashlib.blake2b(b"", key=secret, digest_size=8, person=b"export").hexdigest()
+
+
+# export
+
+
+def export(where: Place, wanted: Filter, output: Path | None, *, force: bool) -> int:
+    """Write answers as JSON lines; returns the exit status. Raises ConfigError, WorkError."""
+    if not exists(where):
+        return 0
+    try:
+        with opened(where) as store, _target(output, force=force) as file:
+            done, damaged = _write(store, wanted, file, _mark(where))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise WorkError(f"{output or 'stdout'}: {error.strerror}") from None
+    print(f"{answers(done)} exported", file=sys.stderr)
+    if damaged:
+        print(f"{answers(damaged)} left out: damaged in the store, and never served", file=sys.stderr)
+    return 1 if damaged else 0
+
+
+def _write(store: AnswerStore, wanted: Filter, file: IO[bytes], mark: str | None) -> tuple[int, int]:
+    done = 0
+    census = Census()
+    also = aliases(store)
+    with progress("exporting", count(store), alone=not file.isatty()) as advance:
+        for item in items(store, census):
+            advance(1)
+            if not wanted.takes(item) or (blob := store.get(item.key)) is None:
+                continue
+            try:
+                entry = unseal(item.key, blob)
+            except ValueError:
+                census.unreadable += 1
+                continue
+            file.write(line_of(entry, also.get(item.key, []), mark))
+            done += 1
+    file.flush()
+    return done, census.unreadable
+
+
+def _mark(where: Place) -> str | None:
+    """Of this installation; None where nobody can tell."""
+    try:
+        if (where.folder / "secret").exists():
+            return installation(load_or_create(where.folder))
+    except (OSError, ValueError):
+        pass  # what is stored can be exported all the same
+    return None
+
+
+@contextmanager
+def _target(output: Path | None, *, force: bool) -> Iterator[IO[bytes]]:
+    """Where it goes. A file has its name only once all of it is written. Raises ConfigError, OSError."""
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    found = output.stat() if output.exists() else None
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        with output.open("wb") as device:  # a pipe or a terminal, say; a folder fails
+            yield device
+        return
+    if found is not None and not force:
+        raise ConfigError(f"{output}: exists; choose another name, or overwrite it with --force")
+    draft = output.with_name(f"{output.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - of a descriptor
+            yield file
+        draft.replace(output)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise
+
+
+# purge
+
+
+def purge_all(where: Place) -> None:
+    """Remove everything. Raises ConfigError, WorkError."""
+    if exists(where):
+        with opened(where) as store:
+            held = count(store)
+            store.clear()
+        print(f"{answers(held)} purged")
+
+
+def purge_tenant(where: Place, tenant: str) -> None:
+    """Remove what is one tenant's. Raises ConfigError, WorkError."""
+    if exists(where):
+        with opened(where) as store:
+            held = count(store, tenant)
+            store.purge(tenant)
+        print(f"{answers(held)} purged")
+
+
+def purge_expired(where: Place) -> None:
+    """Remove what nobody can get any more. Raises ConfigError, WorkError."""
+    if exists(where):
+        with opened(where) as store:
+            gone = store.expire()
+        # The store does not tell answers from what points at them.
+        print(f"{entries(gone)} purged, whose time was over")
+
+
+def purge_some(where: Place, wanted: Filter) -> None:
+    """Remove what the filter takes, and what points at it. Raises ConfigError, WorkError."""
+    if not exists(where):
+        return
+    with opened(where) as store:
+        keys = [item.key for item in items(store, Census()) if wanted.takes(item)]
+        also = aliases(store)
+        gone = 0
+        with progress("purging", len(keys)) as advance:
+            for at in range(0, len(keys), _STEP):
+                some = keys[at : at + _STEP]
+                # Pointers first: one whose answer has gone already would be looked up in vain.
+                store.delete([alias for key in some for alias in also.get(key, ())])
+                gone += store.delete(some)
+                advance(len(some))
+    print(f"{answers(gone)} purged")

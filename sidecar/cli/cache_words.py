@@ -1,0 +1,84 @@
+"""What `slipstream cache` says: sizes, times, names and reasons, in words for people."""
+
+import re
+from typing import get_args
+
+from sidecar.core.caching import Reason
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_UNITS = ("KiB", "MiB", "GiB", "TiB")
+_SPANS = ((86400, "d"), (3600, "h"), (60, "min"))
+
+REASONS: dict[Reason, str] = {
+    "off": "the time to live there is 0 (cache.ttl)",
+    "no_store": "the request says Cache-Control: no-store",
+    "stateful": "the answer depends on what the provider keeps of other requests",
+    "temperature": "the request's temperature is above cache.max_temperature",
+    "unkeyed": "the request's body is no JSON object, or one that may be read in two ways",
+    "incomplete": "the answer is not complete",
+    "status": "the answer's status is not 200",
+    "error": "the answer holds an error of the provider's",
+    "format": "the answer is in another format than was asked for",
+    "compressed": "the answer is compressed (see cache.uncompressed)",
+    "unreadable": "the answer cannot be read as what it says it is",
+    "upstream_no_store": "the upstream says Cache-Control: no-store",
+    "finish": "the model did not end of its own accord, such as at a length limit (see cache.finish)",
+    "refusal": "the model declined to answer (see cache.finish)",
+    "tools": "the answer calls tools (see cache.tools)",
+    "too_large": "the answer is larger than cache.largest",
+}
+"""Why an answer is not stored."""
+
+COUNTS: dict[str, tuple[tuple[str, str], ...]] = {
+    "answered from the cache": (
+        ("hit_memory", "out of memory"),
+        ("hit_disk", "from disk"),
+        ("hit_stale", "past their time, because the upstream failed"),
+    ),
+    "looked up in vain": (
+        ("lookup_late", "the disk took too long"),
+        ("lookup_failed", "the disk failed"),
+        ("lookup_damaged", "the entry is damaged"),
+    ),
+    "stored": (("stored", ""),),
+    "not stored": (
+        ("store_failed", "the disk failed"),
+        ("store_skipped", "the disk is too slow, or failed before"),
+        *[(f"not_stored_{reason}", REASONS[reason]) for reason in get_args(Reason)],
+    ),
+}
+"""Groups of counters: each counter and what it means."""
+
+
+def plain(text: object) -> str:
+    """A name that somebody else chose: nothing in it may move the cursor, or turn the line around."""
+    return _CONTROL.sub("?", str(text)) if text not in (None, "") else "-"
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    if count < 1024:
+        return f"{count} B"
+    value, unit = count / 1024, 0
+    while value >= 1023.5 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.1f} {_UNITS[unit]}" if value < 9.95 else f"{value:.0f} {_UNITS[unit]}"
+
+
+def span(seconds: float) -> str:
+    """A length of time for people."""
+    seconds = max(seconds, 0.0)
+    for unit, name in _SPANS:
+        if seconds >= unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+def answers(count: int) -> str:
+    """So many answers."""
+    return "1 answer" if count == 1 else f"{count:,} answers"
+
+
+def entries(count: int) -> str:
+    """So many entries, whether they are answers or point at one."""
+    return "1 entry" if count == 1 else f"{count:,} entries"
