@@ -8,12 +8,16 @@ from pathlib import Path
 
 import orjson
 
-from benchmarks import own
+from benchmarks import cached, litellm, lookups, own
 from benchmarks.measure import FULL, OTHERS, QUICK, Bench, LoadFailedError
 from benchmarks.peers import PeerError, provider
 from benchmarks.report import Row, as_json, machine, own_table, table
 
-PARTS = ("request", "event", "ttft", "memory", "startup", "ids", "shared", "kept", "resume")
+PARTS = (
+    *("request", "event", "ttft", "memory", "startup"),
+    *("ids", "shared", "kept", "resume"),
+    *("hit", "disk", "store", "first", "lookups"),
+)
 QUIET = 0.1
 """Share of a core that others may have without it being mentioned."""
 BUSY = 0.85
@@ -34,7 +38,7 @@ def rows_of(bench: Bench, parts: set[str]) -> list[Row]:
         middle, tail = bench.added_ttft()
         rows.append(Row("added TTFT p50", "ms", middle, 1, digits=2, strict=True, compared=False))
         rows.append(Row("added TTFT p99", "ms", tail, digits=2, compared=False))
-    return rows + own_rows(bench, parts)
+    return rows + own_rows(bench, parts) + cache_rows(bench, parts)
 
 
 def own_rows(bench: Bench, parts: set[str]) -> list[Row]:
@@ -64,13 +68,64 @@ def own_rows(bench: Bench, parts: set[str]) -> list[Row]:
     return rows
 
 
+def cache_rows(bench: Bench, parts: set[str]) -> list[Row]:
+    rows = []
+    ways = ("in the same bytes", "in other bytes")
+    if "hit" in parts:
+        for way, values in zip(ways, cached.hits(bench), strict=True):
+            rows.append(Row(f"CPU per hit, {way}", "us", values, 3.5, relative=True))
+    if "disk" in parts:
+        rows.append(Row("CPU per hit from disk", "us", cached.disk_hits(bench), 8, relative=True))
+    if "store" in parts:
+        found = cached.storing(bench)
+        name = "CPU per miss that is stored"
+        rows.append(Row(name, "us", found.cpu, 1.1, relative=True, digits=0, base="without"))
+        rows.append(Row("first event to last byte, p50", "ms", found.lasted, digits=2, base="without"))
+        rows.append(Row("added to it by storing", "ms", found.more, 0.1, digits=2, base=""))
+    if "first" in parts:
+        for way, (middle, tail) in zip(ways, cached.first_bytes(bench), strict=True):
+            rows.append(Row(f"first byte of a hit, {way}, p50", "ms", middle, 2, digits=2, base=""))
+            rows.append(Row(f"first byte of a hit, {way}, p99", "ms", tail, digits=2, base=""))
+    if "lookups" in parts:
+        looked = lookups.lookups(bench)
+        for kind, times in looked.items():
+            most, base = max(times), f"of {min(times)}"
+            values = {"sidecar": times[most], base: times[min(times)]}
+            name = f"lookup among {most:,}, {kind}"
+            rows.append(Row(name, "us", values, 1.5, relative=True, digits=2, base=base))
+        rows[-1] = rows[-1]._replace(note=lookups.between(looked))
+    if "litellm" in parts:
+        rows += litellm_rows(bench)
+    return rows
+
+
+def litellm_rows(bench: Bench) -> list[Row]:
+    """None where it cannot be had: the rest of the run does not depend on it."""
+    try:
+        found = litellm.beside(bench)
+    except (litellm.UnavailableError, PeerError) as error:
+        bench.note(f"without LiteLLM: {' '.join(str(error).split())[-300:]}")
+        return []
+    rows = []
+    for what, values in (("hit", found.hit), ("miss", found.miss)):
+        row = Row(f"CPU per {what}, whole answer", "us", values, base="LiteLLM")
+        rows.append(row._replace(note=f"A {what} is {1 / row.ratio:.0f} times cheaper than LiteLLM's."))
+    rows[-1] = rows[-1]._replace(note=f"{rows[-1].note} It was LiteLLM {found.version}.")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="three quarters of a minute, not four; less certain"
-    )
+    parser.add_argument("--quick", action="store_true", help="a minute and a half, not six; less certain")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures there")
-    parser.add_argument("--only", choices=PARTS, action="append", help="measure only this; may be repeated")
+    parser.add_argument(
+        "--only", choices=(*PARTS, "litellm"), action="append", help="measure only this; may be repeated"
+    )
+    parser.add_argument(
+        "--litellm",
+        action="store_true",
+        help="also LiteLLM's proxy; it is installed when this is first given",
+    )
     given = parser.parse_args()
     if sys.platform != "linux":
         sys.exit("the benchmark reads CPU time and memory as only Linux tells them")
@@ -80,13 +135,14 @@ def main() -> None:
         print(f"{time.perf_counter() - begun:6.1f} s  {what}", file=sys.stderr, flush=True)
 
     size = QUICK if given.quick else FULL
+    parts = set(given.only or PARTS) | ({"litellm"} if given.litellm else set())
     try:
         with (
             tempfile.TemporaryDirectory(prefix="slipstream-") as made,
             provider(Path(made)) as upstream,
             Bench(Path(made), upstream, size, note) as bench,
         ):
-            rows = rows_of(bench, set(given.only or PARTS))
+            rows = rows_of(bench, parts)
     except (LoadFailedError, PeerError) as error:
         sys.exit(f"could not measure: {error}")
     where = machine()

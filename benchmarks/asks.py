@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-from benchmarks.jobs import NAMED
+from benchmarks.jobs import NAMED, NUMBER
 
 CREDENTIAL = b"Authorization: Bearer sk-benchmark-000000000000000000000000000000000000"
 
@@ -66,5 +66,13 @@ def back(query: bytes = b"", *fields: bytes) -> bytes:
 
 
 WHOLE = chat(stream=False, script={"tokens": 150})
+TRACED = chat(
+    stream=False,
+    script={"tokens": 150},
+    fields=(b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-%b-01" % NUMBER,),
+)
+"""Asks the same each time, and has other bytes each time."""
+ANOTHER = chat(stream=False, script={"tokens": 150}, user=NUMBER.decode())
+"""Asks something else each time."""
 GO_ON = b"POST /word HTTP/1.1\r\nHost: sidecar.example\r\nContent-Length: 0\r\n\r\n"
 """Lets the streams that the provider holds begin, and when it comes again, end."""

@@ -19,8 +19,15 @@ class Requests(Job):
     """Whole answers, as fast as they come, on `concurrent` connections."""
 
     request: bytes
+    """See NUMBER."""
     count: int
     concurrent: int
+    number: int = 1
+    """Of the first request."""
+    expected: str = ""
+    """A pattern that the head of each answer has to match."""
+    timed: bool = False
+    """Whether the seconds to each first byte are taken."""
 
 
 class Events(Job):
@@ -98,10 +105,32 @@ class Resumes(Job):
     folder: str
 
 
+class Misses(Job):
+    """Start a stream every `spacing` seconds, let all of them come to their ends, and wait for `settle`
+    seconds: what is done after a last byte is in the CPU time, too."""
+
+    request: bytes
+    """See NUMBER."""
+    streams: int
+    number: int
+    """Of the first one."""
+    status: bytes
+    """What `Cache-Status` has to say of each."""
+    spacing: float
+    settle: float
+
+
 NAMED = b"STREAM-ID"
 """Stands for the stream's id, which only the load generator gets to know."""
+NUMBER = b"0-REQUEST-NUMBER"
+"""Stands for a number of as many digits, which is another one in each request."""
 
-AnyJob = Requests | Events | FirstEvents | Open | Shared | Kept | Resumes
+AnyJob = Requests | Events | FirstEvents | Open | Shared | Kept | Resumes | Misses
+
+
+def numbered(request: bytes, number: int) -> bytes:
+    """The request with that number."""
+    return request.replace(NUMBER, b"%0*d" % (len(NUMBER), number))
 
 
 class Way(msgspec.Struct, kw_only=True):
@@ -125,7 +154,9 @@ class Result(msgspec.Struct, kw_only=True):
     seconds: float = 0.0
     cpu: list[float] = []
     first: list[float] = []
-    """Seconds to the first event, per stream."""
+    """Seconds to the first event, per stream; to the first byte, per request."""
+    lasted: list[float] = []
+    """Seconds from the first event to the last byte, per stream."""
     others: float = 0.0
     """CPU seconds that processes used that have no part in the run."""
     memory: int = 0

@@ -5,14 +5,31 @@ between which the work was done.
 """
 
 import asyncio
+import re
 import sys
+from itertools import count
 from typing import cast
 
 import msgspec
 import uvloop
 
 from benchmarks import again
-from benchmarks.jobs import AnyJob, Events, FirstEvents, Kept, Open, Requests, Result, Resumes, Shared, Watch
+from benchmarks.jobs import (
+    NUMBER,
+    AnyJob,
+    Events,
+    FirstEvents,
+    Kept,
+    Misses,
+    Open,
+    Requests,
+    Result,
+    Resumes,
+    Shared,
+    Watch,
+    numbered,
+)
+from benchmarks.misses import misses
 from benchmarks.procs import private_bytes
 from benchmarks.timer import Pace
 from benchmarks.wire import HOST, Connection, LoadError, Stream, Tally, Whole, check, dropped, ramped
@@ -26,6 +43,11 @@ async def requests(job: Requests) -> Result:
     made = [await loop.create_connection(Whole, HOST, job.port) for _ in range(job.concurrent)]
     over: asyncio.Future[None] = loop.create_future()
     to_send = done = 0
+    numbers, differ = count(job.number), NUMBER in job.request
+    first: list[float] = []
+
+    def following() -> bytes:
+        return numbered(job.request, next(numbers)) if differ else job.request
 
     def next_one(connection: Connection) -> None:
         nonlocal to_send, done
@@ -34,7 +56,7 @@ async def requests(job: Requests) -> Result:
             over.set_exception(LoadError(connection.broken))
         elif to_send:
             to_send -= 1
-            connection.send(job.request)
+            connection.send(following())
         elif done == job.count and not over.done():
             over.set_result(None)
 
@@ -42,9 +64,12 @@ async def requests(job: Requests) -> Result:
     to_send = job.count - len(made)
     for _, connection in made:
         connection.done = next_one
-        connection.send(job.request)
+        connection.expected = re.compile(job.expected.encode()) if job.expected else None
+        connection.sample = first if job.timed else None
+        connection.send(following())
     await over
     result = watch.result(done)
+    result.first = first
     for transport, _ in made:
         transport.close()
     return result
@@ -132,6 +157,8 @@ async def run(job: AnyJob) -> Result:
                 return await again.kept(job)
             case Resumes():
                 return await again.resumes(job)
+            case Misses():
+                return await misses(job)
 
 
 def main() -> None:

@@ -74,8 +74,17 @@ def free_port() -> int:
 class Peer:
     """A running server. Its output goes to a file in `folder`."""
 
-    def __init__(self, name: str, command: list[str], port: int, folder: Path, ready: str = "/") -> None:
-        """`ready`: the path that answers with a 200, or anything else for "/", once the server serves."""
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        port: int,
+        folder: Path,
+        ready: str = "/",
+        patience: float = PATIENCE,
+    ) -> None:
+        """`ready`: the path that answers with a 200, or anything else for "/", once the server serves.
+        `patience`: seconds that this may take."""
         self.name = name
         self.port = port
         environment = {key: text for key, text in os.environ.items() if not key.startswith("SLIPSTREAM_")}
@@ -86,7 +95,7 @@ class Peer:
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
         try:
-            self._wait(ready, begun + PATIENCE)
+            self._wait(ready, begun + patience)
         except BaseException:
             self.stop()
             raise
@@ -134,11 +143,11 @@ def provider(folder: Path) -> Peer:
     return Peer("provider", [sys.executable, "-m", "benchmarks.provider", str(port)], port, folder)
 
 
-def sidecar(folder: Path, upstream: int, *options: str) -> Peer:
-    """`options`: instead of `--cache off`."""
+def sidecar(folder: Path, upstream: int, *options: str, data: Path | None = None) -> Peer:
+    """`options`: instead of `--cache off`. `data`: the folder of another one that has ended."""
     port = free_port()
     command = f"-m sidecar serve --upstream http://{HOST}:{upstream} --port {port} --log-format json"
-    own = [*(options or ("--cache", "off")), "--data-dir", str(folder / f"data-{port}")]
+    own = [*(options or ("--cache", "off")), "--data-dir", str(data or folder / f"data-{port}")]
     return Peer("sidecar", [sys.executable, *command.split(), *own], port, folder, "/_slipstream/healthz")
 
 

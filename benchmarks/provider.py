@@ -1,6 +1,7 @@
 """The scripted provider as the benchmark runs it: its events come when they are due, to the microsecond.
 
-It also has chat streams that it holds: the scripted ones, in bursts, begun and ended when somebody says so.
+It also has chat streams that it holds: the scripted ones, in bursts, begun and ended when somebody says so;
+and it tells how often it was called.
 `python -m benchmarks.provider PORT`.
 """
 
@@ -19,6 +20,8 @@ from sidecar.scripted.script import override
 HELD = "/held/v1/chat/completions"
 """With `events` (how many come before the hold), `burst` (how many at once) and `interval` (seconds)."""
 WORD = "/word"
+CALLS = "/calls"
+"""How many requests there were, other than for this."""
 DONE = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -56,8 +59,17 @@ class Holder:
 async def serve(port: int) -> None:
     async with ScriptedProvider(port=port, record=False) as provider:
         holder = Holder()
+        asked = 0
+
+        async def calls(connection: Connection, _received: Received) -> None:
+            nonlocal asked
+            asked += 1
+            said = b"%d" % (provider.received - asked)
+            await connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
+
         provider.on(HELD, holder.held)
         provider.on(WORD, holder.say)
+        provider.on(CALLS, calls)
         await asyncio.Event().wait()
 
 

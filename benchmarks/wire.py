@@ -57,10 +57,21 @@ class Whole(Connection):
 
     def __init__(self) -> None:
         super().__init__()
+        self.expected: re.Pattern[bytes] | None = None
+        """What must be in every head."""
+        self.sample: list[float] | None = None
+        """Takes the seconds from the request to the first byte."""
+        self._sent = 0.0
         self._got = b""
         self._due = 0
 
+    def send(self, request: bytes) -> None:
+        self._sent = time.perf_counter()
+        super().send(request)
+
     def data_received(self, data: bytes) -> None:
+        if self.sample is not None and not self._got:
+            self.sample.append(time.perf_counter() - self._sent)
         got = self._got = self._got + data if self._got else data
         if not self._due:
             head = got.find(b"\r\n\r\n")
@@ -69,6 +80,9 @@ class Whole(Connection):
             length = _LENGTH.search(got, 0, head + 2)
             if length is None or not got.startswith(_OK):
                 self.over(f"unexpected answer: {got[:120]!r}")
+                return
+            if self.expected is not None and not self.expected.search(got, 0, head + 2):
+                self.over(f"expected {self.expected.pattern!r}: {got[:head]!r}")
                 return
             self._due = head + 4 + int(length[1])
         if len(got) >= self._due:
