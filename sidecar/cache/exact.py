@@ -7,10 +7,11 @@ writes. Between an answer's end and its being on disk it is in memory, whatever 
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from sidecar.cache.breaker import Breaker
 from sidecar.cache.tally import Note, Tally
+from sidecar.cache.worker import Worker
 from sidecar.cache.writes import Done, Write, Writes
 from sidecar.core.entry import Entry, pointed, unseal
 from sidecar.core.fingerprint import Keys
@@ -56,23 +57,24 @@ class ExactCache:
         self._store: AnswerStore | None = None
         self._generation = 0
         self._writes = Writes(self.counts, told, on_fault)
-        self._looking: dict[bytes, asyncio.Future[Entry | None]] = {}
+        self._looking: dict[bytes, list[asyncio.Future[Entry | None]]] = {}
+        """Those who wait for a lookup, by its key."""
         self._overdue: set[bytes] = set()
         """Lookups that have taken too long and are not over: the disk is slow, or stuck."""
         self._touched: set[bytes] = set()
         self._reading = Breaker(told)
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="slipstream-lookup")
+        self._reader = Worker("slipstream-lookup")
         self._closed = False
 
     async def open(self, opener: Callable[[], AnswerStore | None]) -> AnswerStore | None:
         """Take on the store that `opener` opens, in a thread: checking it may take long."""
-        store = await asyncio.get_running_loop().run_in_executor(self._writes.thread, opener)
+        store = await self._writes.worker.result(opener)
         if store is not None and self._closed:
             store.close()
         elif store is not None:
             self._generation = store.generation
             self._store = store
-            self._tally.start(self._writes.thread)
+            self._tally.start(self._writes.worker)
         return store
 
     # Looking.
@@ -103,43 +105,47 @@ class ExactCache:
         looking = self._looking.get(keys.exact) or self._look(keys, convert)
         if looking is None:
             return None
-        done, _ = await asyncio.wait([looking], timeout=self._deadline)
-        if done:
-            return looking.result()
-        self._overdue.add(keys.exact)
-        self.counts["lookup_late"] += 1
-        return None
+        # Each who waits has a future of its own: whoever leaves takes nobody's with it.
+        waiter: asyncio.Future[Entry | None] = asyncio.get_running_loop().create_future()
+        looking.append(waiter)
+        return await waiter
 
-    def _look(self, keys: Keys, convert: Convert | None) -> "asyncio.Future[Entry | None] | None":
-        """Begin to look; None where that is of no use."""
+    def _look(self, keys: Keys, convert: Convert | None) -> "list[asyncio.Future[Entry | None]] | None":
+        """Begin to look; None where that is of no use, else those who wait."""
         generation = self.generation()
         alias = self._aliases.get(keys.other) if keys.other is not None else None
         near = self.hot(alias) if alias is not None else None
         if near is not None and self._inexact.peek(keys.exact) == near.known.stored:
             near = None
-        store = self._store
-        if self._reading.open:
-            store = None
+        store = None if self._reading.open else self._store
         if self._closed or (store is None and near is None):
             return None
-        loop = asyncio.get_running_loop()
+        # Identical requests that come at once look once.
+        waiting: list[asyncio.Future[Entry | None]] = []
+        late = asyncio.get_running_loop().call_later(self._deadline, self._late, keys.exact)
+
+        def done(entry: Entry | None, error: BaseException | None) -> None:
+            late.cancel()
+            self._looked(keys.exact, entry, error, generation)
+
         try:
-            work = loop.run_in_executor(self._reader, self._find, store, keys, near, convert)
+            self._reader.do(lambda: self._find(store, keys, near, convert), done)
         except RuntimeError:  # no thread to be had
+            late.cancel()
             self.counts["lookup_failed"] += 1
             return None
-        # Identical requests that come at once look once.
-        looking = self._looking[keys.exact] = loop.create_future()
-        work.add_done_callback(lambda work: self._looked(keys, work, generation))
-        return looking
+        self._looking[keys.exact] = waiting
+        return waiting
 
-    def _looked(self, keys: Keys, work: "asyncio.Future[Entry | None]", generation: int) -> None:
-        looking = self._looking.pop(keys.exact)
-        self._overdue.discard(keys.exact)
-        entry = None
-        if work.cancelled():
-            pass
-        elif isinstance(error := work.exception(), StoreError):
+    def _late(self, key: bytes) -> None:
+        """Nobody waits any longer."""
+        self._overdue.add(key)
+        self.counts["lookup_late"] += 1
+        _tell(self._looking.pop(key), None)
+
+    def _looked(self, key: bytes, entry: Entry | None, error: BaseException | None, generation: int) -> None:
+        self._overdue.discard(key)
+        if isinstance(error, StoreError):
             self.counts["lookup_failed"] += 1
             self._reading.failed(str(error))
         elif isinstance(error, ValueError):
@@ -149,14 +155,13 @@ class ExactCache:
             self._on_fault(error)
         else:
             self._reading.worked()
-            entry = work.result()
         if entry is not None and generation != self.generation():
             entry = None
         # While it was looked for, a newer one may have come.
-        newer = self._writes.pending.get(keys.exact) or self._hot.peek(keys.exact)
+        newer = self._writes.pending.get(key) or self._hot.peek(key)
         if newer is None and entry is not None:
-            self._hot.put(keys.exact, entry, entry.size)
-        looking.set_result(newer or entry)
+            self._hot.put(key, entry, entry.size)
+        _tell(self._looking.pop(key, []), newer or entry)
 
     def _find(
         self, store: AnswerStore | None, keys: Keys, near: Entry | None, convert: Convert | None
@@ -218,23 +223,26 @@ class ExactCache:
         if self._hot.peek(entry.key) is entry:
             self._hot.pop(entry.key)
 
-    async def close(self) -> bool:
-        """Be done, once what waits for the disk is there, or has had its time. Returns whether that was in
-        time; else a thread of it hangs."""
+    async def close(self) -> None:
+        """Be done, once what waits for the disk is there, or has had its time."""
         self._closed = True
         settled = await self._writes.settled(_PATIENCE)
         self._tally.stop()
         store, self._store = self._store, None
-        self._reader.shutdown(wait=False, cancel_futures=True)
         if store is not None and settled:
-            end = asyncio.get_running_loop().run_in_executor(self._writes.thread, self._end, store)
-            done, _ = await asyncio.wait([end], timeout=_PATIENCE)
-            settled = bool(done)
-        self._writes.thread.shutdown(wait=False, cancel_futures=not settled)
-        return settled
+            with suppress(TimeoutError, StoreError):
+                await self._writes.worker.result(lambda: self._end(store), _PATIENCE)
+        self._reader.stop()
+        self._writes.worker.stop()
 
     def _end(self, store: AnswerStore) -> None:
         try:
             self._tally.write()
         finally:
             store.close()
+
+
+def _tell(waiting: "list[asyncio.Future[Entry | None]]", entry: Entry | None) -> None:
+    for waiter in waiting:
+        if not waiter.done():
+            waiter.set_result(entry)

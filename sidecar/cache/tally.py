@@ -3,7 +3,8 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor
+
+from sidecar.cache.worker import Worker
 
 _PAUSE = 10.0
 """Seconds between two times that what was counted is written down."""
@@ -21,10 +22,10 @@ class Tally:
         self._noted: Counter[str] = Counter()
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self, thread: Executor) -> None:
-        """From now on, write down in that thread what was counted."""
+    def start(self, worker: Worker) -> None:
+        """From now on, have that thread write down what was counted."""
         if self._note is not None:
-            self._timer = asyncio.get_running_loop().call_later(_PAUSE, self._again, thread)
+            self._timer = asyncio.get_running_loop().call_later(_PAUSE, self._again, worker)
 
     def stop(self) -> None:
         """No more, but for a last `write`."""
@@ -41,7 +42,7 @@ class Tally:
                 return  # it is added with what comes next
             self._noted = now
 
-    def _again(self, thread: Executor) -> None:
+    def _again(self, worker: Worker) -> None:
         if self.counts != self._noted:
-            thread.submit(self.write)
-        self.start(thread)
+            worker.do(self.write, lambda _result, _error: None)
+        self.start(worker)

@@ -1,16 +1,16 @@
-"""Writing answers to a store, in a thread, one after the other; what waits for it is in memory meanwhile."""
+"""Writing answers to a store: in a thread, all that wait at once. What waits is in memory meanwhile."""
 
 import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
 from sidecar.cache.breaker import Breaker
+from sidecar.cache.worker import Worker
 from sidecar.core.entry import Entry, point, seal
-from sidecar.stores.base import AnswerStore, StoreError
+from sidecar.stores.base import AnswerStore, Blob, StoreError
 
 _ROOM = 64 << 20
 """Bytes of answers that may wait; more are not stored."""
@@ -47,12 +47,13 @@ class Writes:
         self._counts = counts
         self._breaker = Breaker(told)
         self._on_fault = on_fault
-        self._under_way: set[Write] = set()
+        self._next: list[Write] = []
+        self._under_way: list[Write] = []
         self._size = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="slipstream-store")
-        """All that changes a store is done here."""
+        self.worker = Worker("slipstream-store")
+        """All that changes the store is done here."""
         self.pending: dict[bytes, Entry] = {}
         """What is not stored yet, by its key."""
 
@@ -68,17 +69,22 @@ class Writes:
             self._counts["store_skipped"] += 1
             write.done(None)
             return
-        try:
-            work = asyncio.get_running_loop().run_in_executor(self.thread, _written, store, write)
-        except RuntimeError:  # no thread to be had
-            self._counts["store_failed"] += 1
-            write.done(None)
-            return
         self.pending[write.entry.key] = write.entry
-        self._under_way.add(write)
         self._size += size
         self._idle.clear()
-        work.add_done_callback(lambda work: self._ended(write, work))
+        self._next.append(write)
+        if not self._under_way:
+            self._begin(store)
+
+    def _begin(self, store: AnswerStore) -> None:
+        batch = self._under_way = self._next
+        self._next = []
+        try:
+            self.worker.do(
+                lambda: _write(store, batch), lambda took, error: self._ended(store, batch, took, error)
+            )
+        except RuntimeError as error:  # no thread to be had
+            self._ended(store, batch, None, StoreError(str(error)))
 
     async def settled(self, patience: float) -> bool:
         """Wait for what is under way, but not for longer than so many seconds; those who wait for what is
@@ -87,50 +93,65 @@ class Writes:
             async with asyncio.timeout(patience):
                 await self._idle.wait()
         except TimeoutError:
-            stuck, self._under_way = self._under_way, set()
+            stuck = [*self._under_way, *self._next]
+            self._under_way, self._next = [], []
             self._counts["store_skipped"] += len(stuck)
             for write in stuck:
                 write.done(None)
             return False
         return True
 
-    def _ended(self, write: Write, work: "asyncio.Future[float | None]") -> None:
-        entry = write.entry
-        self._size -= entry.size
-        if self.pending.get(entry.key) is entry:
-            del self.pending[entry.key]
-        took = None
-        if work.cancelled():
-            pass
-        elif (error := work.exception()) is not None:
-            self._counts["store_failed"] += 1
+    def _ended(
+        self,
+        store: AnswerStore,
+        batch: list[Write],
+        took: list[float | None] | None,
+        error: BaseException | None,
+    ) -> None:
+        if batch is not self._under_way:
+            return  # nobody waits for it any more
+        self._under_way = []
+        for write in batch:
+            self._size -= write.entry.size
+            if self.pending.get(write.entry.key) is write.entry:
+                del self.pending[write.entry.key]
+        if error is not None:
+            self._counts["store_failed"] += len(batch)
             known = isinstance(error, StoreError)
             self._breaker.failed(str(error) if known else type(error).__name__)
             if not known:
                 self._on_fault(error)
         else:
             self._breaker.worked()
-            took = work.result()
-            self._counts["stored" if took is not None else "store_purged"] += 1
-        if write in self._under_way:
-            self._under_way.discard(write)
-            write.done(took)
-        if not self._size:
+        for write, seconds in zip(batch, took or [None] * len(batch), strict=True):
+            if error is None:
+                self._counts["stored" if seconds is not None else "store_purged"] += 1
+            write.done(seconds)
+        if self._next:
+            self._begin(store)
+        elif not self._size:
             self._idle.set()
 
 
-def _written(store: AnswerStore, write: Write) -> float | None:
-    """In the thread: seconds that it took; None where a purge came first."""
+def _write(store: AnswerStore, batch: list[Write]) -> list[float | None]:
+    """In the thread: seconds that each took; None for what a purge came before."""
     begun = time.perf_counter()
-    entry, alias = write.entry, write.alias
-    if store.generation != write.generation:
-        return None
-    if write.touched:
-        store.touch(write.touched)
-    store.put(entry.key, seal(entry), tag=entry.known.tag, seconds=write.seconds)
-    if alias is not None:
-        store.put(alias, point(alias, entry.key), tag=entry.known.tag, seconds=write.seconds)
-    if store.generation != write.generation:
-        store.delete([entry.key])
-        return None
-    return time.perf_counter() - begun
+    generation = store.generation
+    valid = [write for write in batch if write.generation == generation]
+    touched = {key for write in valid for key in write.touched}
+    if touched:
+        store.touch(touched)
+    blobs = []
+    for write in valid:
+        entry, alias = write.entry, write.alias
+        tag = entry.known.tag
+        blobs.append(Blob(entry.key, seal(entry), tag, write.seconds))
+        if alias is not None:
+            blobs.append(Blob(alias, point(alias, entry.key), tag, write.seconds))
+    if blobs:
+        store.put_all(blobs)
+    if store.generation != generation:
+        store.delete([blob.key for blob in blobs])
+        return [None] * len(batch)
+    took = time.perf_counter() - begun
+    return [took if write.generation == generation else None for write in batch]

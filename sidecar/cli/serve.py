@@ -73,9 +73,6 @@ async def serve(
         os._exit(_FORCED)
     hurried.cancel()
     log.info("stopped", unfinished=not draining.result())
-    if service.stuck:
-        writer.close()
-        os._exit(0)
     return 0
 
 

@@ -153,6 +153,7 @@ _ASIDE = frozenset(
         *CREDENTIALS,  # the scope stands for them
         b"accept",
         b"accept-encoding",
+        b"baggage",
         b"cache-control",
         b"client-request-id",
         b"content-length",

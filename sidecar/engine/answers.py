@@ -82,11 +82,22 @@ class Answers:
         """Nobody can use it any more."""
         self._cache.drop(entry)
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether all who ask get the same."""
+        return not (self._fresh or self._paced)
+
+    def renewed(self, entry: Entry) -> Entry:
+        """The same, with an id and a time of its own where that is configured."""
+        if not self._fresh:
+            return entry
+        body = refreshed(entry.known.dialect, entry.body, None, self.clock())
+        return entry if body is entry.body else Entry(entry.key, entry.known, body, entry.events)
+
     def live(self, entry: Entry, ask: Ask, scope: bytes) -> Live:
         """A record to read the entry from, for callers of one scope."""
         paced = self._paced and entry.known.stream and entry.known.gap > 0
-        if self._fresh:
-            entry = _renewed(entry, self.clock())
+        entry = self.renewed(entry)
         live: Live | None = None if paced else entry.made.get(scope)
         if live is None:
             live = _paced(entry, ask) if paced else _sealed(entry, ask)
@@ -279,9 +290,3 @@ def _reread(
     answer.begin(Head(200, b"", raw, {name.lower(): value for name, value in raw}))
     ends = answer.feed(body, 0.0) + answer.close(0.0)
     return answer, array("Q", ends)
-
-
-def _renewed(entry: Entry, now: float) -> Entry:
-    """The same with an id and a time of its own."""
-    body = refreshed(entry.known.dialect, entry.body, None, now)
-    return entry if body is entry.body else Entry(entry.key, entry.known, body, entry.events)

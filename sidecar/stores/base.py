@@ -5,14 +5,14 @@ one instead. Its methods block: they are for threads. One thread at a time calls
 the others; `generation` may be read from anywhere.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
 
 from sidecar.stores.sqlite import StoreError
 
-__all__ = ["AnswerStore", "Row", "StoreError", "StoreStats"]
+__all__ = ["AnswerStore", "Blob", "Row", "StoreError", "StoreStats"]
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -26,6 +26,16 @@ class Row(msgspec.Struct, frozen=True):
     """Bytes of the whole blob."""
     start: bytes
     """Its first bytes."""
+
+
+class Blob(msgspec.Struct, frozen=True):
+    """Something to keep."""
+
+    key: bytes
+    blob: bytes
+    tag: str
+    seconds: float
+    """For how long."""
 
 
 class StoreStats(msgspec.Struct, frozen=True):
@@ -50,6 +60,9 @@ class AnswerStore(Protocol):
 
     def put(self, key: bytes, blob: bytes, *, tag: str, seconds: float) -> None:
         """Keep it for so long, in the place of what was there. What was used longest ago makes room."""
+
+    def put_all(self, blobs: Sequence[Blob]) -> None:
+        """The same for several, as a whole or not at all."""
 
     def touch(self, keys: Iterable[bytes]) -> None:
         """They were used, though not from here."""

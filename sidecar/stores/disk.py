@@ -10,7 +10,7 @@ import sqlite3
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
@@ -18,8 +18,8 @@ from typing import Any
 
 import diskcache
 
-from sidecar.stores.base import Row, StoreError, StoreStats
-from sidecar.stores.diskbytes import FRONT, BytesCache, BytesDisk, length, room
+from sidecar.stores.base import Blob, Row, StoreError, StoreStats
+from sidecar.stores.diskbytes import FRONT, GET, OVER, PUT, ROWS, BytesCache, BytesDisk, length, room
 from sidecar.stores.diskopen import Claim, connected
 from sidecar.stores.sqlitefile import PAGE, reason
 
@@ -33,18 +33,6 @@ _FOUND = 64
 """Entries found since the last change that count as used by it."""
 
 _ERRORS = (sqlite3.Error, diskcache.Timeout, OSError, ValueError, TypeError, OverflowError)
-
-_GET = "SELECT mode, filename, value FROM Cache WHERE key = ? AND raw = 1 AND expire_time > ?"
-_TIMES = "UPDATE Cache SET access_time = ?, expire_time = ? WHERE key = ? AND raw = 1"
-_OVER = (
-    "DELETE FROM Cache WHERE rowid IN"
-    " (SELECT rowid FROM Cache WHERE expire_time <= ? ORDER BY expire_time LIMIT 10)"
-)
-_ROWS = (
-    "SELECT rowid, key, tag, expire_time FROM Cache WHERE rowid > ? AND raw = 1 AND mode = 1"
-    " AND expire_time > ? AND typeof(key) = 'blob' AND typeof(tag) = 'text' AND typeof(value) = 'blob'"
-    " ORDER BY rowid LIMIT 100"
-)
 
 
 class DiskStore:
@@ -113,7 +101,7 @@ class DiskStore:
     def get(self, key: bytes) -> bytes | None:
         try:
             with self._reading:
-                found = self._reader.execute(_GET, (key, self._clock())).fetchall()
+                found = self._reader.execute(GET, (key, self._clock())).fetchall()
             if not found:
                 return None
             mode, filename, value = found[0]
@@ -124,15 +112,23 @@ class DiskStore:
         return blob
 
     def put(self, key: bytes, blob: bytes, *, tag: str, seconds: float) -> None:
-        if _OWN + room(len(blob)) > self._limit:
+        self.put_all([Blob(key, blob, tag, seconds)])
+
+    def put_all(self, blobs: Sequence[Blob]) -> None:
+        if any(_OWN + room(len(one.blob)) > self._limit for one in blobs):
             raise StoreError(f"{self._name}: larger than the whole store")
         now = self._clock()
         with self._changes(), self._cache.transact():
             self._mark([self._found.popleft() for _ in range(len(self._found))])
-            self._cache.set(key, blob, tag=tag)
-            # diskcache takes times that are not positive for none.
-            self._sql(_TIMES, self._latest(), max(now + seconds, sys.float_info.min), key)
-            self._sql(_OVER, now)
+            at = self._latest()
+            for one in blobs:
+                key, raw = self._disk.put(one.key)
+                size, mode, name, value = self._disk.store(one.blob, False, one.key)  # noqa: FBT003 - its signature
+                # diskcache takes times that are not positive for none.
+                until = max(now + one.seconds, sys.float_info.min)
+                self._sql(PUT, key, raw, now, until, at, one.tag, size, mode, name, value)
+                at = math.nextafter(at, math.inf)
+            self._sql(OVER, now)
             more = self._cull()
         if more:
             self._make_room()
@@ -289,7 +285,7 @@ class DiskStore:
     def _batch(self, after: int, start: int) -> tuple[list[Row], int | None]:
         batch = []
         self._sql("BEGIN")
-        found = self._rows(_ROWS, after, self._clock())
+        found = self._rows(ROWS, after, self._clock())
         for rowid, key, tag, expires in found:
             with self._writer.blobopen("Cache", "value", rowid, readonly=True) as value:
                 begin = value.read(FRONT + start)

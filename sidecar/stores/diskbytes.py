@@ -22,7 +22,19 @@ from diskcache.core import DBNAME, DEFAULT_SETTINGS, METADATA, MODE_RAW, UNKNOWN
 
 from sidecar.stores.sqlitefile import PAGE
 
-__all__ = ["DBNAME", "FRONT", "SETTINGS", "BytesCache", "BytesDisk", "length", "room"]
+__all__ = [
+    "DBNAME",
+    "FRONT",
+    "GET",
+    "OVER",
+    "PUT",
+    "ROWS",
+    "SETTINGS",
+    "BytesCache",
+    "BytesDisk",
+    "length",
+    "room",
+]
 
 FRONT = ((PAGE - 12) * 32 // 255) - 23
 """From https://www.sqlite.org/fileformat2.html, section 1.6."""
@@ -31,6 +43,26 @@ LONGEST_KEY = FRONT - 10
 
 SETTINGS = frozenset(DEFAULT_SETTINGS.keys() | METADATA.keys())
 """All that diskcache keeps in its table of settings. It runs others as pragmas, if they are in the file."""
+
+
+# What is asked of the table that diskcache makes, where it would go by the wall clock.
+GET = "SELECT mode, filename, value FROM Cache WHERE key = ? AND raw = 1 AND expire_time > ?"
+PUT = (
+    "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, tag, size, mode, filename, value)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key, raw) DO UPDATE SET"
+    " store_time = excluded.store_time, expire_time = excluded.expire_time,"
+    " access_time = excluded.access_time, tag = excluded.tag, size = excluded.size, mode = excluded.mode,"
+    " filename = excluded.filename, value = excluded.value"
+)
+OVER = (
+    "DELETE FROM Cache WHERE rowid IN"
+    " (SELECT rowid FROM Cache WHERE expire_time <= ? ORDER BY expire_time LIMIT 10)"
+)
+ROWS = (
+    "SELECT rowid, key, tag, expire_time FROM Cache WHERE rowid > ? AND raw = 1 AND mode = 1"
+    " AND expire_time > ? AND typeof(key) = 'blob' AND typeof(tag) = 'text' AND typeof(value) = 'blob'"
+    " ORDER BY rowid LIMIT 100"
+)
 
 
 def _front(key: bytes, size: int) -> bytes:

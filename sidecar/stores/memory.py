@@ -1,12 +1,12 @@
 """Sealed answers in this process's memory, for as long as it runs."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from typing import NamedTuple
 
 from sidecar.core.lru import Lru
-from sidecar.stores.base import Row, StoreError, StoreStats
+from sidecar.stores.base import Blob, Row, StoreError, StoreStats
 
 OVERHEAD = 512
 """Bytes that an entry takes beside its key, tag and blob, about."""
@@ -42,11 +42,15 @@ class MemoryStore:
             return found.blob
 
     def put(self, key: bytes, blob: bytes, *, tag: str, seconds: float) -> None:
-        size = len(key) + len(tag) + len(blob) + OVERHEAD
+        self.put_all([Blob(key, blob, tag, seconds)])
+
+    def put_all(self, blobs: Sequence[Blob]) -> None:
+        sizes = [len(one.key) + len(one.tag) + len(one.blob) + OVERHEAD for one in blobs]
         with self._open():
-            if size > self._kept.limit:
+            if max(sizes, default=0) > self._kept.limit:
                 raise StoreError("memory: larger than the whole store")
-            self._kept.put(key, _Kept(blob, tag, self._clock() + seconds), size)
+            for one, size in zip(blobs, sizes, strict=True):
+                self._kept.put(one.key, _Kept(one.blob, one.tag, self._clock() + one.seconds), size)
 
     def touch(self, keys: Iterable[bytes]) -> None:
         with self._open():

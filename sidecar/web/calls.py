@@ -11,7 +11,7 @@ from sidecar.core.caching import Freshness, age, freshness, hit_status, stale_st
 from sidecar.core.entry import Entry
 from sidecar.core.errors import RefusedError
 from sidecar.core.fingerprint import Caller
-from sidecar.core.latency import CacheResult
+from sidecar.core.latency import CacheResult, server_timing
 from sidecar.core.recording import Recording
 from sidecar.core.types import Head, Request
 from sidecar.engine.answers import Answers
@@ -206,7 +206,8 @@ class _Turn:
         trace.cache, trace.cache_kind = "hit", "exact"
         self._answers.count("hit_memory" if not trace.lookup else "hit_disk")
         live = await self._serve(entry, hit_status(entry.known, keep.terms, now), now)
-        if entry.made:
+        # Else it may not be at hand, or not the same, the next time.
+        if not trace.lookup and self._answers.repeatable:
             self._visit.hit = Hit(entry, keep, self._asked.wish, live)
 
     async def _stale(self, failed: Live, status: int | None) -> None:
@@ -220,10 +221,29 @@ class _Turn:
         # What it waited for was the call that failed.
         self._visit.trace.timings, self._visit.trace.joined = failed.timings, False
 
-    async def _serve(self, entry: Entry, status: bytes, now: float) -> Live:
+    async def _serve(self, entry: Entry, status: bytes, now: float) -> Live | None:
+        """Returns what was read; None for an answer that is no stream."""
         visit, caller = self._visit, self._caller
         visit.trace.joined = True
-        live = self._answers.live(entry, self._ask, caller.scope)
         fields = ((b"Cache-Status", status), (b"Age", age(entry.known, now)))
+        if not entry.known.stream:
+            await self._whole(self._answers.renewed(entry), fields)
+            return None
+        live = self._answers.live(entry, self._ask, caller.scope)
         await self._follow.follow(visit, live, self._asked.request, caller, fields=lambda _head: fields)
         return live
+
+    async def _whole(self, entry: Entry, fields: Fields) -> None:
+        """An answer that is no stream is all there: nobody comes back to it, and nothing is to follow."""
+        visit, head = self._visit, entry.head
+        reply, trace = visit.reply, visit.trace
+        visit.live, visit.stored, trace.status = None, entry.known, head.status
+        said = [*head.headers, *fields, (b"Server-Timing", server_timing(trace))]
+        sized = b"content-length" in head.fields
+        try:
+            reply.start(head.status, head.reason, said, sized=sized, body=entry.body, last=True)
+        except ValueError as error:
+            raise RefusedError("upstream_protocol", str(error)) from None
+        trace.head_at = time.perf_counter()
+        await reply.drained()
+        reply.finish()

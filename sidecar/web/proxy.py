@@ -91,6 +91,7 @@ class Proxy:
             if not self.active:
                 self.idle.set()
             self._account(visit)
+        raw.protocol.answered = visit.reply.keep_alive
         return Sent(keep_alive=visit.reply.keep_alive)
 
     def refuse(self, raw: Incoming, error: RefusedError) -> Sent:

@@ -47,6 +47,7 @@ class Protocol(web.RequestHandler):
         "_rejected",
         "_seen",
         "_server",
+        "answered",
         "incoming",
         "tail",
         "whole",
@@ -75,6 +76,8 @@ class Protocol(web.RequestHandler):
         """The last seven bytes that came: as many as show the end of a chunked body."""
         self.incoming: Incoming | None = None
         """The request being served, or the latest one."""
+        self.answered = False
+        """Its answer is written, and another one may come on this connection."""
 
     @property
     def ended_plainly(self) -> bool:
@@ -96,9 +99,12 @@ class Protocol(web.RequestHandler):
         if self._rejected:
             return
         waits = self._waiter is not None and not self._waiter.done()
+        # aiohttp's task may have a step to go after the answer is out.
+        waits = waits or (self.answered and not self._messages)
         if waits and self._aligned and self._server.again(self, data):
             self._next_keepalive_close_time = self._loop.time() + KEEP_ALIVE
             return
+        self.answered = False
         self.tail = data[-7:] if len(data) >= 7 else (self.tail + data)[-7:]
         in_body, before = self._in_body, self._partial
         super().data_received(data)

@@ -102,8 +102,6 @@ class Service:
         self._server: Server | None = None
         self.url = ""
         """Where it listens; known once started."""
-        self.stuck = False
-        """After `stop`: whether a thread hangs, for which the process would wait."""
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -169,8 +167,7 @@ class Service:
         await self._jobs.close()
         if self._opening is not None:
             await asyncio.wait({self._opening}, timeout=_LAST_WORDS)
-            self.stuck = not self._opening.done()
-        self.stuck = not await self._cache.close() or self.stuck
+        await self._cache.close()
         if self._listener is not None:
             self._listener.close()
         if self._server is not None:

@@ -1,6 +1,7 @@
 """One client request while it is served, and the line that is left of it."""
 
 from sidecar.core.dialects import Dialect
+from sidecar.core.entry import Known
 from sidecar.core.latency import Heard, Trace, record
 from sidecar.core.policy import end_of_leaving
 from sidecar.core.types import Outcome
@@ -15,7 +16,7 @@ NAME = 128
 class Visit:
     """What belongs to one request."""
 
-    __slots__ = ("dialect", "hit", "live", "logged", "reply", "taken", "trace", "whole")
+    __slots__ = ("dialect", "hit", "live", "logged", "reply", "stored", "taken", "trace", "whole")
 
     def __init__(self, method: str, reply: Reply) -> None:
         self.reply = reply
@@ -24,6 +25,8 @@ class Visit:
         self.live: Live | None = None
         self.whole = reply.request_bytes
         """The request, if it came in one piece and alone."""
+        self.stored: Known | None = None
+        """What is known of the stored answer that it was answered with, if that was no stream."""
         self.hit: Hit | None = None
         """What it was answered with, if that was at hand."""
         self.taken = False
@@ -49,7 +52,8 @@ class Visit:
             live.learn()
             if live.answer.facts.error and trace.status == 200 and trace.outcome is Outcome.COMPLETE:
                 trace.outcome = Outcome.UPSTREAM_ERROR
-        return record(trace, heard(live, self.reply.bytes), now)
+        sent = self.reply.bytes
+        return record(trace, _remembered(self.stored, sent) if self.stored else heard(live, sent), now)
 
 
 def heard(live: Live | None, sent: int) -> Heard:
@@ -71,6 +75,18 @@ def heard(live: Live | None, sent: int) -> Heard:
         first_kind=answer.first_kind,
         last_at=answer.last_at,
         gaps=answer.gaps,
+    )
+
+
+def _remembered(known: Known, sent: int) -> Heard:
+    """The same of a stored answer."""
+    return Heard(
+        response_model=known.response_model and known.response_model[:NAME],
+        input_tokens=known.input_tokens,
+        output_tokens=known.output_tokens,
+        cached_input_tokens=known.cached_input_tokens,
+        reasoning_tokens=known.reasoning_tokens,
+        bytes=sent,
     )
 
 

@@ -4,12 +4,12 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
-from sidecar.stores.base import StoreError
+from sidecar.stores.base import Blob, StoreError
 from sidecar.stores.memory import MemoryStore
 from sidecar.web.service import Service
 from tests.faults.conftest import Rig, eventually
@@ -262,10 +262,10 @@ class HeldStore(MemoryStore):
         self._pass("get")
         return found
 
-    def put(self, key: bytes, blob: bytes, *, tag: str, seconds: float) -> None:
-        self.puts.append(key)
+    def put_all(self, blobs: Sequence[Blob]) -> None:
+        self.puts.append(blobs[0].key)
         self._pass("put")
-        super().put(key, blob, tag=tag, seconds=seconds)
+        super().put_all(blobs)
 
     def close(self) -> None:
         self.closed = True

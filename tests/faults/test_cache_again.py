@@ -180,3 +180,76 @@ async def test_another_credential_is_another_request(rig):
     call = await rig.call()
     call.close()
     assert (await client.answer("POST")).status == 502
+
+
+TRACING = [
+    b"traceparent",
+    b"tracestate",
+    b"baggage",
+    b"sentry-trace",
+    b"request-id",
+    b"x-request-id",
+    b"client-request-id",
+    b"x-client-request-id",
+    b"x-correlation-id",
+    b"x-amzn-trace-id",
+    b"x-cloud-trace-context",
+    b"x-request-start",
+    b"x-b3-traceid",
+    b"x-datadog-parent-id",
+]
+
+
+def traced(*lines: bytes) -> bytes:
+    return asking(1).replace(b"Host:", b"".join([line + b"\r\n" for line in lines]) + b"Host:")
+
+
+async def test_lines_about_tracing_may_differ(rig):
+    """They count for nothing, whichever way a request goes; the trace's id is in its line."""
+    await start(rig)
+    client = await known(rig, 1)
+    trace = b"0af7651916cd43dd8448eb211c80319c"
+    for name in TRACING:
+        for value in (b"a", b"00-%b-b7ad6b7169203331-01" % trace):
+            await client.send(traced(name.title() + b": " + value))
+            answer = await client.answer("POST")
+            assert await answer.rest() == ANSWER % 1
+    assert remembered(rig) == 1
+    assert rig.uncalled()
+    found = [await rig.line(number) for number in range(2 + 2 * len(TRACING))]
+    assert [line["trace_id"] for line in found[:4]] == [None, None, None, trace.decode()]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b"X-Request-Id: a", b"x-request-id: b"],
+        [b"X-Request-Id: a\r\n folded"],
+        [b"X-Request-Id: " + b"a" * 600],
+        [b"X-Request-Id : a"],
+    ],
+)
+async def test_a_line_that_is_not_plain_goes_the_long_way(rig, lines):
+    await start(rig)
+    client = await known(rig, 1)
+    before = len(rig.sidecar.lines.requests)
+    await client.send(traced(*lines))
+    answer = await client.answer("POST")
+    assert answer.status in (200, 400)
+    if answer.status == 200:
+        assert await answer.rest() == ANSWER % 1
+        assert remembered(rig) == 2
+    assert (await rig.line(before))["status"] == answer.status
+
+
+async def test_tracing_in_the_body_is_no_tracing(rig):
+    await start(rig)
+    client = await known(rig, 1)
+    body = b'{"model":"m",\r\nx-request-id: a\r\n"messages":[]}'
+    for number in (0, 1):
+        other = body.replace(b": a", b": %d" % number)
+        await client.send(request("POST", PATH, other, [(b"Authorization", b"Bearer a")]))
+        call = await rig.call()
+        await call.send(b"HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n")
+        call.done()
+        assert (await client.answer("POST")).status == 400

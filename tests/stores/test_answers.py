@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from sidecar.stores.base import Row, StoreError
+from sidecar.stores.base import Blob, Row, StoreError
 from sidecar.stores.disk import DiskStore
 from sidecar.stores.memory import MemoryStore
 from tests.stores.answers_rig import HOUR, LIMIT, Clock, key, names, put
@@ -78,6 +78,20 @@ def test_a_blob_takes_the_place_of_what_was_there(store):
     assert store.purge("one") == 0
     assert store.purge("two") == 1
     assert store.get(key("a")) is None
+
+
+def test_several_are_kept_as_a_whole_or_not_at_all(make):
+    store = make(1 << 18)
+    store.put_all([])
+    store.put_all([Blob(key(name), name.encode(), "tag", HOUR) for name in "abc"])
+    assert [store.get(key(name)) for name in "abc"] == [b"a", b"b", b"c"]
+    with pytest.raises(StoreError):
+        store.put_all([Blob(key("a"), b"new", "tag", HOUR), Blob(key("d"), bytes(1 << 19), "tag", HOUR)])
+    assert store.get(key("a")) == b"a"
+    assert store.get(key("d")) is None
+    # Of those that came together, the last one was used last.
+    store.put_all([Blob(key("a"), b"twice", "tag", HOUR), Blob(key("a"), b"again", "tag", HOUR)])
+    assert store.get(key("a")) == b"again"
 
 
 def test_what_is_put_again_has_its_own_time(store, clock):
