@@ -72,6 +72,12 @@ TRACED = chat(
     fields=(b"traceparent: 00-0af7651916cd43dd8448eb211c80319c-%b-01" % NUMBER,),
 )
 """Asks the same each time, and has other bytes each time."""
+REFERRED = chat(
+    stream=False,
+    script={"tokens": 150},
+    fields=(b"Referer: https://app.example/%b" % NUMBER,),
+)
+"""The same, in a line of the head that is not about tracing."""
 ANOTHER = chat(stream=False, script={"tokens": 150}, user=NUMBER.decode())
 """Asks something else each time."""
 GO_ON = b"POST /word HTTP/1.1\r\nHost: sidecar.example\r\nContent-Length: 0\r\n\r\n"

@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.asks import ANOTHER, TRACED, WHOLE, streamed
+from benchmarks.asks import ANOTHER, REFERRED, TRACED, WHOLE, streamed
 from benchmarks.jobs import NUMBER, Misses, Requests, Result
 from benchmarks.measure import Bench, LoadFailedError, Values, percentiles
 from benchmarks.peers import HOST, Peer, sidecar
@@ -45,28 +45,31 @@ class Storing(NamedTuple):
     """By how much storing makes that longer."""
 
 
-def hits(bench: Bench) -> tuple[Values, Values]:
-    """Microseconds of CPU per hit from memory: where requests come again in the same bytes, and where they
-    come in others."""
-    found: tuple[Values, Values] = (defaultdict(list), defaultdict(list))
+WAYS = {"in the same bytes": WHOLE, "with another trace": TRACED, "in another head": REFERRED}
+"""How a request comes again."""
+
+
+def hits(bench: Bench) -> list[Values]:
+    """Microseconds of CPU per hit from memory, in each of the ways."""
+    found: list[Values] = [defaultdict(list) for _ in WAYS]
     with _filled(bench) as peer:
         for number in range(bench.size.rounds * 2):
             bench.note(f"hits from memory, round {number + 1} of {bench.size.rounds * 2}")
-            for values, request in zip(found, (WHOLE, TRACED), strict=True):
+            for values, request in zip(found, WAYS.values(), strict=True):
                 for one in _turn(bench, peer, number):
                     got = _whole(bench, one, request, bench.size.requests)
                     values[one.name].append(got.cpu[0] / got.done * 1e6)
     return found
 
 
-def first_bytes(bench: Bench) -> tuple[tuple[Values, Values], tuple[Values, Values]]:
-    """Milliseconds from a request to the first byte of a hit, the 50th and the 99th percentile, in both
-    ways."""
-    found = ((defaultdict(list), defaultdict(list)), (defaultdict(list), defaultdict(list)))
+def first_bytes(bench: Bench) -> list[tuple[Values, Values]]:
+    """Milliseconds from a request to the first byte of a hit, the 50th and the 99th percentile, in each of
+    the ways."""
+    found: list[tuple[Values, Values]] = [(defaultdict(list), defaultdict(list)) for _ in WAYS]
     with _filled(bench) as peer:
         for number in range(bench.size.rounds * 2):
             bench.note(f"first byte of hits, round {number + 1} of {bench.size.rounds * 2}")
-            for (middle, tail), request in zip(found, (WHOLE, TRACED), strict=True):
+            for (middle, tail), request in zip(found, WAYS.values(), strict=True):
                 got = percentiles(_whole(bench, peer, request, bench.size.requests).first)
                 middle["sidecar"].append(got[0] * 1e3)
                 tail["sidecar"].append(got[1] * 1e3)
@@ -148,7 +151,7 @@ def _filled(bench: Bench) -> Iterator[Peer]:
     with sidecar(bench.folder, bench.provider.port, "--cache", "exact") as peer:
         with calls_made(bench, 1):
             bench.load(peer, Requests, request=WHOLE, count=1, concurrent=1, expected="fwd=miss; stored")
-        for request in (WHOLE, TRACED):
+        for request in WAYS.values():
             for one in (bench.proxies["nginx"], peer):
                 _whole(bench, one, request, WARM_UP)
         yield peer
