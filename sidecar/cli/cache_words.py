@@ -41,9 +41,11 @@ COUNTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("lookup_damaged", "the entry is damaged"),
     ),
     "stored": (("stored", ""),),
+    "set aside": (("store_set_aside", "a store that was damaged, or of another version"),),
     "not stored": (
         ("store_failed", "the disk failed"),
         ("store_skipped", "the disk is too slow, or failed before"),
+        ("store_purged", "a purge came between the request and the end of its answer"),
         *[(f"not_stored_{reason}", REASONS[reason]) for reason in get_args(Reason)],
     ),
 }

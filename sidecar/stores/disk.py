@@ -25,6 +25,8 @@ from sidecar.stores.sqlitefile import PAGE, reason
 
 _PATIENCE = 1000
 """Milliseconds to wait for another process that writes."""
+LEAST = 256 << 10
+"""Bytes of the smallest store."""
 _OWN = 24 * PAGE
 """Bytes of an empty database, about."""
 _STEP = 64
@@ -79,7 +81,8 @@ class DiskStore:
     def open(cls, folder: Path, limit: int, clock: Callable[[], float] = time.time) -> "DiskStore":
         """The store in `folder`, which is made with mode 0700 if it is missing.
 
-        `limit`: bytes of its database; `clock`: unix seconds. Where no other process has it open, all of it
+        `limit`: bytes of its database, of which it needs some itself: less than `LEAST` is taken for that.
+        `clock`: unix seconds. Where no other process has it open, all of it
         is read, to see that it is whole; what is damaged or of another version is renamed to
         `NAME.damaged-TIME`, and the store is empty then. Raises OSError when the folder cannot be used.
         """
@@ -88,7 +91,7 @@ class DiskStore:
             reader = undo.enter_context(closing(connected(folder, writes=False)))
             writer = undo.enter_context(closing(connected(folder, writes=True)))
             try:
-                store = cls(limit, clock, held, (reader, writer))
+                store = cls(max(limit, LEAST), clock, held, (reader, writer))
             except StoreError as error:
                 raise OSError(f"{folder}: {error}") from None
             undo.pop_all()

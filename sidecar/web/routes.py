@@ -124,7 +124,7 @@ class Routes:
         for name in ("ttl", "stale_if_error"):
             said[name] = float(said[name])  # entries are kept as JSON, which knows no `Duration`
         # An entry that fills the store, or the memory for those that wait for it, would drive out all others.
-        said["largest"] = min(said["largest"], cache.size // 8)
+        said["largest"] = min(said["largest"], cache.size // 4)
         return Terms(**said | {"finish": frozenset(said["finish"])})
 
     def patience(self, path: str, route: Route) -> float:

@@ -201,6 +201,7 @@ class Service:
         aside = getattr(store, "set_aside", None)
         if aside is not None:
             reason = "it was damaged, or of another version; an empty one takes its place"
+            self._cache.counts["store_set_aside"] += 1
             self._log.warning("cache_set_aside", folder=str(aside), reason=reason)
 
     def _cache_failing(self, reason: str | None) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.core.canonical import LARGEST
-from sidecar.core.fingerprint import caller, exact_key, identity
+from sidecar.core.dialects import recognise
+from sidecar.core.fingerprint import caller, exact_key, identity, keys
 from sidecar.core.headers import index
 from sidecar.core.types import Request
 from tests.core.test_canonical import OBJECTS, RANDOM, meaning, written
@@ -396,3 +397,20 @@ def test_other_processes_find_the_same_keys():
     assert told == {
         str([(key(*headers, body=body), ident(*headers, body=body)) for headers, body in spread()])
     }
+
+
+GOLDEN = [
+    "3ff9016bad1c911d60798e83349d147692d42353e1ebad821089aa5a747e60de",
+    "f864bb7ca1289fe75fd7e995d0cc829505ededee3b876b554dfbc749dcca2e4a73",
+    "f864bb7ca1289fe75fd7e995d0cc829505ededee3b876b554dfbc749dcca2e4a77",
+]
+"""The same on Python 3.11, 3.12 and 3.13."""
+
+
+def test_keys_stay_what_they_are():
+    """What was stored is found again by another process, Python or version of the product: whoever changes how
+    keys are made gives them another version."""
+    body = b'{"stream": true, "model": "m", "stream_options": {"include_usage": true}, "messages": ["\\u00e9", 1.50]}'
+    request = asked((b"Anthropic-Version", b"2023-06-01"), target=b"/v1/chat/completions?b=1&key=secret&a=2")
+    found = keys(b"s" * 32, "default", request, body, recognise("POST", "/v1/chat/completions"), stream=True)
+    assert [part.hex() for part in (found.exact, found.alias, found.other)] == GOLDEN

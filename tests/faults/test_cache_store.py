@@ -4,6 +4,7 @@ import asyncio
 import os
 import stat
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -448,3 +449,18 @@ async def test_stopping_does_not_wait_for_a_lookup_that_hangs(rig):
     async with asyncio.timeout(8):
         await stopped(rig)
     store.release("get")
+
+
+async def test_a_damaged_store_is_set_aside(rig, tmp_path):
+    """42: renamed, empty from now on, said in the log, and counted."""
+    await rig.start(cache__ttl=3600, folder=tmp_path)
+    await filled(rig, PLAIN, KEY)
+    await stopped(rig)
+    database = tmp_path / "answers" / "cache.db"
+    database.write_bytes(database.read_bytes()[:5000])
+    sidecar = await rig.start(cache__ttl=3600, folder=tmp_path)
+    (said,) = [line for line in sidecar.lines.all if line["event"] == "cache_set_aside"]
+    assert Path(said["folder"]).name.startswith("answers.damaged-")
+    assert (Path(said["folder"]) / "cache.db").stat().st_size == 5000
+    assert counts(rig)["store_set_aside"] == 1
+    await filled(rig, PLAIN, KEY)
