@@ -10,7 +10,8 @@ A blob is stored between a front and a tail of zeros:
 489 bytes is what SQLite keeps of a long row in a page that it shares with other rows. It leaves copies behind
 when it moves rows between such pages, so that deleting a row would not wipe it all. 4092 bytes are what
 fits into each page for the rest of a row. So the blob begins where those pages begin: they hold nothing else,
-are never copied, and are zeroed when they are freed.
+are never copied, and are zeroed when they are freed. What has up to 64 bytes is no answer but a hash that
+leads to one: it gets no tail, and no page of its own.
 """
 
 import os
@@ -39,6 +40,7 @@ __all__ = [
 FRONT = ((PAGE - 12) * 32 // 255) - 23
 """From https://www.sqlite.org/fileformat2.html, section 1.6."""
 _PIECE = PAGE - 4
+_SMALL = 64
 LONGEST_KEY = FRONT - 10
 
 SETTINGS = frozenset(DEFAULT_SETTINGS.keys() | METADATA.keys())
@@ -80,7 +82,11 @@ def length(key: bytes, value: bytes) -> int:
 
 def room(size: int) -> int:
     """Bytes that a blob takes in the database, about."""
-    return size + -size % _PIECE + FRONT + 300
+    return size + _tail(size) + FRONT + 300
+
+
+def _tail(size: int) -> int:
+    return -size % _PIECE if size > _SMALL else 0
 
 
 class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # it has no types
@@ -101,7 +107,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # it has no types
     def store(self, value: bytes, read: object, key: bytes = UNKNOWN) -> tuple[int, int, None, memoryview]:
         if type(value) is not bytes or type(key) is not bytes or read:
             raise TypeError("keys and values are bytes")
-        whole = b"".join((_front(key, len(value)), value, bytes(-len(value) % _PIECE)))
+        whole = b"".join((_front(key, len(value)), value, bytes(_tail(len(value)))))
         return 0, MODE_RAW, None, sqlite3.Binary(whole)
 
     def fetch(
@@ -112,7 +118,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # it has no types
         if key is None:
             key = value[10 : 10 + int.from_bytes(value[8:10], "big")]
         size = length(key, value)
-        if len(value) != FRONT + size + -size % _PIECE:
+        if len(value) != FRONT + size + _tail(size):
             raise ValueError("a value that is not whole")
         return value[FRONT : FRONT + size]
 
