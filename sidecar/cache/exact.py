@@ -16,7 +16,7 @@ from sidecar.cache.writes import Done, Write, Writes
 from sidecar.core.entry import Entry, pointed, unseal
 from sidecar.core.fingerprint import Keys
 from sidecar.core.lru import Lru
-from sidecar.stores.base import AnswerStore, StoreError
+from sidecar.stores.base import AnswerStore, DamagedEntryError, StoreError
 
 DEADLINE = 0.1
 """Seconds after which a lookup is a miss."""
@@ -63,7 +63,7 @@ class ExactCache:
         """Lookups that have taken too long and are not over: the disk is slow, or stuck."""
         self._touched: set[bytes] = set()
         self._reading = Breaker(told)
-        self._reader = Worker("slipstream-lookup")
+        self._reader = Worker("slipstream-lookup", on_fault)
         self._closed = False
 
     async def open(self, opener: Callable[[], AnswerStore | None]) -> AnswerStore | None:
@@ -145,23 +145,29 @@ class ExactCache:
 
     def _looked(self, key: bytes, entry: Entry | None, error: BaseException | None, generation: int) -> None:
         self._overdue.discard(key)
-        if isinstance(error, StoreError):
+        found = None
+        try:
+            self._judge(error)
+            if generation == self.generation():
+                # While it was looked for, a newer one may have come.
+                found = self._writes.pending.get(key) or self._hot.peek(key)
+                if found is None and entry is not None:
+                    found = entry
+                    self._hot.put(key, entry, entry.size)
+        finally:
+            _tell(self._looking.pop(key, []), found)
+
+    def _judge(self, error: BaseException | None) -> None:
+        if error is None:
+            self._reading.worked()
+        elif isinstance(error, ValueError | DamagedEntryError):
+            self.counts["lookup_damaged"] += 1
+        elif isinstance(error, StoreError):
             self.counts["lookup_failed"] += 1
             self._reading.failed(str(error))
-        elif isinstance(error, ValueError):
-            self.counts["lookup_damaged"] += 1
-        elif error is not None:
+        else:
             self.counts["lookup_failed"] += 1
             self._on_fault(error)
-        else:
-            self._reading.worked()
-        if entry is not None and generation != self.generation():
-            entry = None
-        # While it was looked for, a newer one may have come.
-        newer = self._writes.pending.get(key) or self._hot.peek(key)
-        if newer is None and entry is not None:
-            self._hot.put(key, entry, entry.size)
-        _tell(self._looking.pop(key, []), newer or entry)
 
     def _find(
         self, store: AnswerStore | None, keys: Keys, near: Entry | None, convert: Convert | None

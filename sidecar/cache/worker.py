@@ -21,8 +21,10 @@ _Job = tuple[Callable[[], Any], _Done]
 class Worker:
     """Its thread starts with the first job. For one event loop."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, on_fault: Callable[[BaseException], None]) -> None:
+        """`on_fault` is told of what those raise who are handed results."""
         self._name = name
+        self._on_fault = on_fault
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._results: deque[tuple[_Done, Any, BaseException | None]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -86,4 +88,7 @@ class Worker:
         self._told = False  # first: what is done from now on is told of again
         while self._results:
             done, result, error = self._results.popleft()
-            done(result, error)
+            try:
+                done(result, error)
+            except Exception as mistake:  # noqa: BLE001 - reason: the next ones are somebody else's
+                self._on_fault(mistake)

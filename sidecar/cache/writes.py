@@ -52,7 +52,7 @@ class Writes:
         self._size = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self.worker = Worker("slipstream-store")
+        self.worker = Worker("slipstream-store", on_fault)
         """All that changes the store is done here."""
         self.pending: dict[bytes, Entry] = {}
         """What is not stored yet, by its key."""

@@ -138,6 +138,7 @@ def purge_some(where: Place, wanted: Filter) -> None:
     if not exists(where):
         return
     with opened(where) as store:
+        store.delete(())  # what others hold in memory goes, and what was asked before now is not stored
         keys = [item.key for item in items(store, Census()) if wanted.takes(item)]
         also = aliases(store)
         gone = 0

@@ -62,6 +62,7 @@ def _run(work: "_Import", file: IO[bytes], source: Path | None) -> int:
             for number, line, read in _lines(file, work.longest):
                 work.line(number, line)
                 advance(read)
+        work.end()
     except OSError as error:
         raise WorkError(f"{source or 'stdin'}: cannot be read: {error.strerror}") from None
     finally:
@@ -130,6 +131,11 @@ class _Import:
             return
         _put(self._store, kept.entry, aliases, left)
         self.imported += 1
+
+    def end(self) -> None:
+        """Have running sidecars drop what they have in memory under the same keys. Raises StoreError."""
+        if self.imported:
+            self._store.delete(())
 
     def summary(self) -> None:
         """Say what came of it."""

@@ -49,7 +49,7 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     """In the place of `body` where that is no text."""
     events: list[Offset] = []
     """Where each event ends."""
-    aliases: list[Alias] = []
+    aliases: Annotated[list[Alias], msgspec.Meta(max_length=8)] = []
     """Other keys under which it is found."""
     installation: str | None = None
     """See `export.installation`."""
@@ -111,6 +111,8 @@ def stored_line(line: Line, terms: Terms) -> Kept:
     given = index(headers)
     if given.get(b"content-length", b"%d" % len(body)) != b"%d" % len(body):
         raise LineError("Content-Length is not the length of the body")
+    if not _VALUE.fullmatch(known.reason) or not known.path.isprintable():
+        raise LineError("known.reason or known.path holds what cannot be printed")
     try:
         check(known, events=array("Q", line.events), size=len(body))
         phrase = known.reason.encode("latin-1")
@@ -120,7 +122,7 @@ def stored_line(line: Line, terms: Terms) -> Kept:
     answer = Answer(request, dialect, Intent(known.model, stream=known.stream))
     head = Head(known.status, phrase, headers, given)
     keys = Keys(bytes.fromhex(line.key))
-    ours = msgspec.structs.replace(terms, ttl=known.ttl)
+    ours = msgspec.structs.replace(terms, ttl=min(known.ttl, terms.ttl))
     keep = Keep(keys, ours, known.tag, known.path, known.query)
     upstream, provider, model = _name(known.upstream), _name(known.provider), _name(known.model)
     labels = Labels(upstream, provider, dialect.operation, model, known.stream)

@@ -12,7 +12,7 @@ import msgspec
 
 from sidecar.stores.sqlite import StoreError
 
-__all__ = ["AnswerStore", "Blob", "Row", "StoreError", "StoreStats"]
+__all__ = ["AnswerStore", "Blob", "DamagedEntryError", "Row", "StoreError", "StoreStats"]
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -26,6 +26,10 @@ class Row(msgspec.Struct, frozen=True):
     """Bytes of the whole blob."""
     start: bytes
     """Its first bytes."""
+
+
+class DamagedEntryError(StoreError):
+    """One entry cannot be read; the others may well be."""
 
 
 class Blob(msgspec.Struct, frozen=True):
@@ -56,7 +60,7 @@ class AnswerStore(Protocol):
         holds copies has to drop them. Never raises; costs no more than a look into memory."""
 
     def get(self, key: bytes) -> bytes | None:
-        """The blob, unless there is none or its time is over."""
+        """The blob, unless there is none or its time is over. Raises DamagedEntryError as well."""
 
     def put(self, key: bytes, blob: bytes, *, tag: str, seconds: float) -> None:
         """Keep it for so long, in the place of what was there. What was used longest ago makes room."""

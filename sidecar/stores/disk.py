@@ -18,7 +18,7 @@ from typing import Any
 
 import diskcache
 
-from sidecar.stores.base import Blob, Row, StoreError, StoreStats
+from sidecar.stores.base import Blob, DamagedEntryError, Row, StoreError, StoreStats
 from sidecar.stores.diskbytes import FRONT, GET, OVER, PUT, ROWS, BytesCache, BytesDisk, length, room
 from sidecar.stores.diskopen import Claim, connected
 from sidecar.stores.sqlitefile import PAGE, reason
@@ -209,7 +209,7 @@ class DiskStore:
         if self._closed:
             return StoreError(f"{self._name}: the store is closed")
         if isinstance(error, (ValueError, TypeError)):
-            return StoreError(f"{self._name}: it is damaged ({type(error).__name__})")
+            return DamagedEntryError(f"{self._name}: it is damaged ({type(error).__name__})")
         # What diskcache raises, also when it fails to roll back, hides what SQLite said before.
         cause: BaseException | None = error
         first: BaseException = error
@@ -261,6 +261,7 @@ class DiskStore:
 
     def _remove(self, remove: Callable[[], int]) -> int:
         with self._changes():
+            self._claim.change()  # what is being written now was asked for before
             try:
                 count = remove()
             finally:

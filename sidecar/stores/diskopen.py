@@ -28,7 +28,7 @@ from sidecar.stores.sqlitefile import (
     sync_folder,
 )
 
-VERSION = 1
+VERSION = 2
 """Of the database; whoever changes what is in it gives it another."""
 _PATIENCE = 60.0
 """Seconds to wait for a process that checks the store."""

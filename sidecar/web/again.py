@@ -21,6 +21,7 @@ from sidecar.core.caching import Wish, age, freshness, hit_status
 from sidecar.core.entry import Entry
 from sidecar.core.latency import next_request_id, trace_id
 from sidecar.core.lru import Lru
+from sidecar.core.types import Request
 from sidecar.engine.answers import Answers
 from sidecar.engine.pump import Keep, Live
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _ROOM = 8 << 20
 """Bytes of what is remembered."""
 _FIXED = 2048
+_MOST = 8
+"""Lines about tracing that a request may have."""
 _LONGEST = 64 << 10
 """Bytes of a body that can be written without looking whether the client keeps up: what transports buffer."""
 _MARK = b"\r\nCache-Status: slipstream; hit; "
@@ -55,6 +58,9 @@ class Hit(msgspec.Struct):
     wish: Wish
     live: Live | None
     """What was read, if it is a stream."""
+    request: Request
+    body: bytes
+    """Of the request."""
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -79,12 +85,16 @@ class Again:
         self,
         answers: Answers,
         secret: bytes,
+        routed: frozenset[bytes],
         log: Callable[[dict[str, object]], None],
         on_fault: Callable[[BaseException], None],
     ) -> None:
-        """`log` gets the latency lines, `on_fault` mistakes of our own."""
+        """`routed`: header fields, in lower case, that choose an upstream. `log` gets the latency lines,
+        `on_fault` mistakes of our own."""
         self._answers = answers
         self._secret = secret
+        self._routed = routed
+        self._generation = 0
         self._log = log
         self._on_fault = on_fault
         self._known: Lru[_Known] = Lru(_ROOM)
@@ -94,6 +104,8 @@ class Again:
         hit, reply = visit.hit, visit.reply
         whole = visit.whole
         if hit is None or not whole or not reply.keep_alive or max(reply.bytes, len(whole)) > _LONGEST:
+            return
+        if not _is(whole, hit.request, hit.body):
             return
         if reply.bytes != len(hit.entry.body) or line["outcome"] != "complete":
             return  # it has ids in it, or is not all of the answer
@@ -117,6 +129,7 @@ class Again:
             after=b"".join([*kept, _TIMING, b"\r\n", framed]),
             line=line,
         )
+        self._check_generation()
         name, _ = self._name(whole)
         self._known.put(name, known, _FIXED + len(head) + len(body))
 
@@ -124,6 +137,7 @@ class Again:
         """Answer a request, if it is one of those; returns whether it was."""
         if len(data) > _LONGEST or not len(self._known):
             return False
+        self._check_generation()
         begun = time.perf_counter()
         name, parent = self._name(data)
         known, transport = self._known.get(name), protocol.transport
@@ -150,16 +164,26 @@ class Again:
             self._on_fault(error)
         return True
 
+    def _check_generation(self) -> None:
+        """After a purge nothing of what was there is to be found, here either."""
+        generation = self._answers.generation()
+        if generation != self._generation:
+            self._generation = generation
+            self._known.clear()
+
     def _name(self, data: bytes) -> tuple[bytes, bytes | None]:
         """What stands for a request, which itself holds a credential and a prompt, and is nobody's to keep;
         and its `traceparent`."""
-        end = data.find(b"\r\n\r\n") + 2
-        lines = {name.lower(): value for name, value in _TRACING.findall(data, 0, end + 2)}
+        start, end = data.find(b"\r\n"), data.find(b"\r\n\r\n") + 2
         parent = None
-        if lines:
-            head, count = _TRACING.subn(b"", data[: end + 2])
-            if count == len(lines):  # a field that is repeated says something else
-                data, parent = head + data[end + 2 :], lines.get(b"traceparent", b"").strip()
+        if 0 < start < end:
+            head = data[start : end + 2]
+            lines = {name.lower(): value for name, value in _TRACING.findall(head)}
+            if lines and not lines.keys() & self._routed:
+                kept, count = _TRACING.subn(b"", head)
+                if count == len(lines) <= _MOST:  # a field that is repeated says something else
+                    parent = lines.get(b"traceparent", b"").strip()
+                    data = data[:start] + kept + data[end + 2 :]
         return hashlib.blake2b(data, key=self._secret, digest_size=32).digest(), parent
 
     def _tell(self, known: _Known, trace: str | None, took: float) -> None:
@@ -175,3 +199,13 @@ class Again:
         if line["ttft_ms"] is not None:
             line["ttft_ms"] = milliseconds
         self._log(line)
+
+
+def _is(whole: bytes, request: Request, body: bytes) -> bool:
+    """Whether these bytes are that request, and nothing else: what is remembered wrongly would be answered
+    wrongly ever after."""
+    head, _, rest = whole.partition(b"\r\n\r\n")
+    line, *fields = head.split(b"\r\n")
+    named = [(name, value.strip(b" \t")) for name, _, value in [field.partition(b":") for field in fields]]
+    asked = b"%b %b HTTP/1.%d" % (request.method.encode(), request.target, 0 if request.http10 else 1)
+    return line == asked and named == list(request.headers) and rest == body

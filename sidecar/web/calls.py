@@ -34,6 +34,10 @@ _UNFRESH: dict[Freshness, bytes] = {"refused": b"slipstream; fwd=request", "stal
 """`Cache-Status` where an answer is there and was not used (RFC 9211, 2.2)."""
 
 
+_PIECE = 256 << 10
+"""Bytes that are written at once: a slow client has its time for each such piece."""
+
+
 class Calls:
     """Serves them. One per process."""
 
@@ -208,7 +212,8 @@ class _Turn:
         live = await self._serve(entry, hit_status(entry.known, keep.terms, now), now)
         # Else it may not be at hand, or not the same, the next time.
         if not trace.lookup and self._answers.repeatable:
-            self._visit.hit = Hit(entry, keep, self._asked.wish, live)
+            asked = self._asked
+            self._visit.hit = Hit(entry, keep, asked.wish, live, asked.request, asked.body.kept)
 
     async def _stale(self, failed: Live, status: int | None) -> None:
         entry, keep = self._spare, self._ask.keep
@@ -240,10 +245,15 @@ class _Turn:
         visit.live, visit.stored, trace.status = None, entry.known, head.status
         said = [*head.headers, *fields, (b"Server-Timing", server_timing(trace))]
         sized = b"content-length" in head.fields
+        body = entry.body
+        first = body[:_PIECE] if len(body) > _PIECE else body
         try:
-            reply.start(head.status, head.reason, said, sized=sized, body=entry.body, last=True)
+            reply.start(head.status, head.reason, said, sized=sized, body=first, last=first is body)
         except ValueError as error:
             raise RefusedError("upstream_protocol", str(error)) from None
         trace.head_at = time.perf_counter()
+        for at in range(_PIECE, len(body), _PIECE):
+            await reply.drained()
+            reply.write(body[at : at + _PIECE])
         await reply.drained()
         reply.finish()

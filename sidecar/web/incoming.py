@@ -28,6 +28,7 @@ class Incoming:
         "protocol",
         "raw_headers",
         "target",
+        "whole",
         "writer",
     )
 
@@ -50,7 +51,11 @@ class Incoming:
         self.protocol = protocol
         self.writer = writer
         self._task: asyncio.Task[None] | None = task
+        self.whole = protocol.whole
+        """The request as it came, if it came in one piece and alone; else nothing."""
         protocol.incoming = self
+        # What was answered came before this one, whose own answer is still to come.
+        protocol.answered, protocol.whole = False, b""
 
     @property
     def transport(self) -> asyncio.Transport | None:

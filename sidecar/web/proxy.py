@@ -61,7 +61,8 @@ class Proxy:
 
     def again(self, protocol: Protocol, data: bytes) -> bool:
         """Answer a request that has come before in the same bytes; returns whether that could be done."""
-        if self.draining or self.active > self._config.limits.requests:
+        limits = self._config.limits
+        if self.draining or self.active >= limits.requests or data.find(b"\r\n\r\n") > limits.headers:
             return False
         return self._again.serve(protocol, data)
 

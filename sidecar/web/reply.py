@@ -53,7 +53,7 @@ class Reply:
     @property
     def request_bytes(self) -> bytes:
         """The request as it came, if it came in one piece and alone; else nothing."""
-        return self._raw.protocol.whole
+        return self._raw.whole
 
     @property
     def insertable(self) -> bool:

@@ -95,6 +95,11 @@ class Routes:
         self._routes = sorted(made, key=lambda route: route.weight, reverse=True)
         self.tables = tables
 
+    @property
+    def headers(self) -> frozenset[bytes]:
+        """The header fields, in lower case, that choose an upstream."""
+        return frozenset(route.header for route in self._routes if route.header is not None)
+
     def takes(self, path: str) -> bool:
         """Whether any request to this path has somewhere to go."""
         return any(route.pattern.match(path) and route.header is None for route in self._routes)

@@ -81,7 +81,8 @@ class Service:
         )
         follow = Follow(config, self._hub, secret)
         self._hub.keep = kept.keep
-        asks = Asks(config, Routes(config), secret, kept.count, kept.generation)
+        routes = Routes(config)
+        asks = Asks(config, routes, secret, kept.count, kept.generation)
         calls = Calls(config, asks, self._hub, follow, kept)
         self._jobs = Jobs(
             self._hub,
@@ -96,7 +97,7 @@ class Service:
         )
         own = Own(secret, follow, self._jobs)
         submit = Submit(config, secret, asks, follow, self._jobs, origins)
-        again = Again(kept, secret, lines, self._on_fault)
+        again = Again(kept, secret, routes.headers, lines, self._on_fault)
         self._proxy = Proxy(config, secret, calls, own, submit, again, lines, self._on_fault)
         self._listener: asyncio.Server | None = None
         self._server: Server | None = None

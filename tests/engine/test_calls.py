@@ -38,8 +38,8 @@ class Client:
             is_eof=lambda: True, exception=lambda: None, total_bytes=len(BODY), read_nowait=lambda: BODY
         )
         self.transport = self
-        self.protocol = SimpleNamespace(writing_paused=False, transport=self, whole=b"")
-        self.written = b""
+        self.protocol = SimpleNamespace(writing_paused=False, transport=self)
+        self.written = self.whole = b""
         self.closed = False
         self.task: asyncio.Task | None = None
 
@@ -130,7 +130,7 @@ class Stage:
             calls,
             None,
             None,
-            Again(answers, b"s" * 32, self.lines.append, self.faults.append),
+            Again(answers, b"s" * 32, frozenset(), self.lines.append, self.faults.append),
             self.lines.append,
             self.faults.append,
         )

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from sidecar.stores.disk import DiskStore
 from tests.faults.wire import CHAT, Client, request
 
 ANSWER = b'{"id":"x-%d","model":"m","choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}'
@@ -253,3 +254,88 @@ async def test_tracing_in_the_body_is_no_tracing(rig):
         await call.send(b"HTTP/1.1 400 Bad\r\nContent-Length: 0\r\n\r\n")
         call.done()
         assert (await client.answer("POST")).status == 400
+
+
+async def test_a_known_request_behind_others_waits_for_them(rig):
+    """Three in a row: while the second one is served, the known third one must not overtake it."""
+    await start(rig)
+    client = await known(rig, 3)
+    first, second = await rig.connect(), b"two"
+    await first.send(asking(3))
+    assert await (await first.answer("POST")).rest() == ANSWER % 3
+    await first.send(asking(1))
+    held = await rig.call()
+    await first.send(asking(2))
+    await held.send(b"HTTP/1.1 500 No\r\nContent-Length: 3\r\n\r\none")
+    held.done()
+    assert await (await first.answer("POST")).rest() == b"one"
+    held = await rig.call()
+    await first.send(asking(3))
+    # What comes on another connection is behind it for sure.
+    await client.send(asking(3))
+    assert await (await client.answer("POST")).rest() == ANSWER % 3
+    await held.send(b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n" % len(second), second)
+    held.done()
+    assert await (await first.answer("POST")).rest() == second
+    assert await (await first.answer("POST")).rest() == ANSWER % 3
+
+
+async def test_what_is_remembered_is_what_was_asked(rig):
+    """Bytes that are not those of the request that was answered are not remembered, whoever mixes them up."""
+    await start(rig)
+    client = await known(rig, 1)
+    again = rig.sidecar.service._proxy._again
+    seen = []
+    remember = again.remember
+
+    def spied(visit, line):
+        visit.whole = asking(2)
+        seen.append(visit)
+        remember(visit, line)
+
+    again.remember = spied
+    again._known.clear()
+    await client.send(asking(1))
+    assert await (await client.answer("POST")).rest() == ANSWER % 1
+    await rig.line(2)
+    assert len(seen) == 1
+    assert remembered(rig) == 0
+
+
+async def test_a_field_that_chooses_the_upstream_is_not_set_aside(rig, tmp_path):
+    other = tmp_path / "routes.toml"
+    url = rig.provider.url
+    other.write_text(
+        f'[[upstreams]]\nname = "one"\nurl = "{url}"\n'
+        f'[[upstreams]]\nname = "two"\nurl = "{url}/two"\nheader = "baggage"\n'
+    )
+    await rig.start(None, cache__ttl=3600, file=other)
+    client = await known(rig, 1)
+    rig.script("/two" + PATH)
+    await client.send(traced(b"Baggage: a"))
+    call = await rig.call()
+    assert call.received.path == "/two" + PATH
+    call.close()
+    assert (await client.answer("POST")).status == 502
+
+
+async def test_too_many_headers_are_too_many_on_either_way(rig):
+    await start(rig, limits__headers=2048)
+    client = await known(rig, 1)
+    lines = [b"X-B3-%c: %b" % (65 + number, b"a" * 500) for number in range(20)]
+    await client.send(traced(*lines))
+    assert (await client.answer("POST")).status == 431
+
+
+async def test_a_purge_clears_what_is_remembered(rig, tmp_path):
+    await start(rig, folder=tmp_path)
+    client = await known(rig, 1)
+    assert remembered(rig) == 1
+    store = DiskStore.open(tmp_path / "answers", 1 << 30)
+    store.clear()
+    store.close()
+    await client.send(asking(1))
+    call = await rig.call()
+    assert remembered(rig) == 0
+    call.close()
+    assert (await client.answer("POST")).status == 502

@@ -455,7 +455,7 @@ def test_something_else_than_a_database(copy, opened, content):
 @pytest.mark.parametrize(
     "statement",
     [
-        "PRAGMA user_version = 2",
+        "PRAGMA user_version = 99",
         "PRAGMA user_version = 0",
         "DROP TABLE Settings",
         "DROP INDEX Cache_tag_rowid",
