@@ -10,7 +10,7 @@ from benchmarks.wire import LoadError, Parsed, Stream, Tally, check, dropped, pa
 from benchmarks.writes import calls_so_far, traced
 
 COLLAPSED = b"fwd=miss; collapsed\r\n"
-MISS = b"fwd=miss\r\n"
+MISS = b"fwd=miss; stored\r\n"
 GONE = 0.1
 """Seconds in which the proxy gets over clients that left."""
 SAMPLE = 20
