@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _ROOM = 8 << 20
 """Bytes of what is remembered."""
 _FIXED = 2048
+_SEEN = 8192
+"""Requests that may come again."""
 _MOST = 8
 """Lines about tracing that a request may have."""
 _LONGEST = 64 << 10
@@ -98,12 +100,21 @@ class Again:
         self._log = log
         self._on_fault = on_fault
         self._known: Lru[_Known] = Lru(_ROOM)
+        self._seen: Lru[bool] = Lru(_SEEN)
+        """What was answered from memory once."""
 
     def remember(self, visit: "Visit", line: Mapping[str, object]) -> None:
-        """A request was answered from memory, and this was its line."""
+        """A request was answered from memory, and this was its line. What comes the second time is kept."""
         hit, reply = visit.hit, visit.reply
         whole = visit.whole
         if hit is None or not whole or not reply.keep_alive or max(reply.bytes, len(whole)) > _LONGEST:
+            return
+        self._check_generation()
+        name, _ = self._name(whole)
+        if self._seen.pop(name) is None:
+            self._seen.put(
+                name, value=True, size=1
+            )  # most come in other bytes each time: those cost no more than this
             return
         if not _is(whole, hit.request, hit.body):
             return
@@ -129,8 +140,6 @@ class Again:
             after=b"".join([*kept, _TIMING, b"\r\n", framed]),
             line=line,
         )
-        self._check_generation()
-        name, _ = self._name(whole)
         self._known.put(name, known, _FIXED + len(head) + len(body))
 
     def serve(self, protocol: "Protocol", data: bytes) -> bool:

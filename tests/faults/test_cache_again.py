@@ -32,8 +32,9 @@ async def known(rig, *numbers: int) -> Client:
         )
         call.done()
         assert await (await client.answer("POST")).rest() == body
-        await client.send(asking(number))
-        assert await (await client.answer("POST")).rest() == body
+        for _ in range(2):  # the first time it is only noted
+            await client.send(asking(number))
+            assert await (await client.answer("POST")).rest() == body
     return client
 
 
@@ -59,10 +60,10 @@ async def test_the_short_way_gives_what_the_long_way_gives(rig):
         assert answer.header("set-cookie") is None
     assert heads[0] == heads[1]
     assert rig.uncalled()
-    lines = [await rig.line(number) for number in range(4)]
-    assert len({line["request_id"] for line in lines}) == 4
+    lines = [await rig.line(number) for number in range(5)]
+    assert len({line["request_id"] for line in lines}) == 5
     changing = {"request_id", "timestamp", "ttfb_ms", "total_ms", "overhead_ms", "phases"}
-    short, long = [{key: line[key] for key in line.keys() - changing} for line in lines[2:]]
+    short, long = [{key: line[key] for key in line.keys() - changing} for line in lines[3:]]
     assert short == long
     assert short["cache"] == "hit"
 
@@ -217,8 +218,8 @@ async def test_lines_about_tracing_may_differ(rig):
             assert await answer.rest() == ANSWER % 1
     assert remembered(rig) == 1
     assert rig.uncalled()
-    found = [await rig.line(number) for number in range(2 + 2 * len(TRACING))]
-    assert [line["trace_id"] for line in found[:4]] == [None, None, None, trace.decode()]
+    found = [await rig.line(number) for number in range(3 + 2 * len(TRACING))]
+    assert [line["trace_id"] for line in found[:5]] == [None, None, None, None, trace.decode()]
 
 
 @pytest.mark.parametrize(
@@ -233,14 +234,15 @@ async def test_lines_about_tracing_may_differ(rig):
 async def test_a_line_that_is_not_plain_goes_the_long_way(rig, lines):
     await start(rig)
     client = await known(rig, 1)
-    before = len(rig.sidecar.lines.requests)
-    await client.send(traced(*lines))
-    answer = await client.answer("POST")
-    assert answer.status in (200, 400)
-    if answer.status == 200:
+    for _ in range(2):
+        before = len(rig.sidecar.lines.requests)
+        await client.send(traced(*lines))
+        answer = await client.answer("POST")
+        assert (await rig.line(before))["status"] == answer.status
+        if answer.status == 400:
+            return
         assert await answer.rest() == ANSWER % 1
-        assert remembered(rig) == 2
-    assert (await rig.line(before))["status"] == answer.status
+    assert remembered(rig) == 2
 
 
 async def test_tracing_in_the_body_is_no_tracing(rig):
@@ -295,10 +297,11 @@ async def test_what_is_remembered_is_what_was_asked(rig):
 
     again.remember = spied
     again._known.clear()
-    await client.send(asking(1))
-    assert await (await client.answer("POST")).rest() == ANSWER % 1
-    await rig.line(2)
-    assert len(seen) == 1
+    for number in (3, 4):
+        await client.send(asking(1))
+        assert await (await client.answer("POST")).rest() == ANSWER % 1
+        await rig.line(number)
+    assert len(seen) == 2
     assert remembered(rig) == 0
 
 
