@@ -157,6 +157,7 @@ class Cutter:
         self._confirmed = 0
         self._news: asyncio.Future[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._silent: list[asyncio.StreamWriter] = []
         self._server: asyncio.Server | None = None
 
@@ -200,14 +201,16 @@ class Cutter:
         for task in tuple(self._tasks):
             task.cancel()
         failed = [e for e in await asyncio.gather(*self._tasks, return_exceptions=True) if _is_error(e)]
-        for writer in self._silent:
+        # Those whose task was cancelled before its first step, too: clients come back at any time.
+        for writer in (*self._silent, *self._writers):
             writer.transport.abort()
         await self._server.wait_closed()
         if failed and error is None:
             raise failed[0]
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.add(writer)
         task = asyncio.create_task(self._connection(Wire(reader, writer)))
         self._tasks.add(task)
 
