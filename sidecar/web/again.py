@@ -112,9 +112,8 @@ class Again:
         self._check_generation()
         name, _ = self._name(whole)
         if self._seen.pop(name) is None:
-            self._seen.put(
-                name, value=True, size=1
-            )  # most come in other bytes each time: those cost no more than this
+            # Those that come in other bytes each time cost no more than this.
+            self._seen.put(name, value=True, size=1)
             return
         if not _is(whole, hit.request, hit.body):
             return
