@@ -8,15 +8,18 @@ from pathlib import Path
 
 import orjson
 
-from benchmarks import cached, litellm, lookups, own
+from benchmarks import cached, litellm, lookups, own, search, semantic
 from benchmarks.measure import FULL, OTHERS, QUICK, Bench, LoadFailedError
 from benchmarks.peers import PeerError, provider
 from benchmarks.report import Row, as_json, machine, own_table, table
+from sidecar.cli.serve import data_dir
+from sidecar.config import Config
 
 PARTS = (
     *("request", "event", "ttft", "memory", "startup"),
     *("ids", "shared", "kept", "resume"),
     *("hit", "disk", "store", "first", "lookups"),
+    *semantic.PARTS,
 )
 QUIET = 0.1
 """Share of a core that others may have without it being mentioned."""
@@ -115,9 +118,10 @@ def litellm_rows(bench: Bench) -> list[Row]:
     return rows
 
 
-def main() -> None:
+def main(usual: tuple[str, ...] = PARTS) -> None:
+    """`usual`: what is measured unless somebody asks for something else."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a minute and a half, not six; less certain")
+    parser.add_argument("--quick", action="store_true", help="two minutes, not ten; less certain")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's figures there")
     parser.add_argument(
         "--only", choices=(*PARTS, "litellm"), action="append", help="measure only this; may be repeated"
@@ -127,6 +131,17 @@ def main() -> None:
         action="store_true",
         help="also LiteLLM's proxy; it is installed when this is first given",
     )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        default=data_dir(Config()),
+        help="a data folder with the model, for questions in other words; else the user's own",
+    )
+    parser.add_argument(
+        "--pairs", type=Path, metavar="FILE", default=search.PAIRS, help="labelled pairs of questions"
+    )
+    parser.add_argument("--large", action="store_true", help="also search among a million questions")
     given = parser.parse_args()
     if sys.platform != "linux":
         sys.exit("the benchmark reads CPU time and memory as only Linux tells them")
@@ -136,7 +151,13 @@ def main() -> None:
         print(f"{time.perf_counter() - begun:6.1f} s  {what}", file=sys.stderr, flush=True)
 
     size = QUICK if given.quick else FULL
-    parts = set(given.only or PARTS) | ({"litellm"} if given.litellm else set())
+    parts = set(given.only or usual) | ({"litellm"} if given.litellm else set())
+    without = semantic.missing(given.data) if parts & set(semantic.PARTS) else None
+    if without is not None:
+        parts -= set(semantic.PARTS)
+        if not parts:
+            sys.exit(without)
+        note(f"without {', '.join(semantic.PARTS)}: {without}")
     try:
         with (
             tempfile.TemporaryDirectory(prefix="slipstream-") as made,
@@ -144,6 +165,7 @@ def main() -> None:
             Bench(Path(made), upstream, size, note) as bench,
         ):
             rows = rows_of(bench, parts)
+            rows += semantic.rows_of(bench, parts, semantic.Given(given.data, given.pairs, given.large))
     except (LoadFailedError, PeerError) as error:
         sys.exit(f"could not measure: {error}")
     where = machine()

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from sidecar.core.semantic.guards import GUARDS
 from sidecar.core.values import ConfigError, nearest, plain, shown, upstream_url
 from sidecar.tables import CacheRule, Config, Limits, Section, Timeouts, UpstreamTable
 
@@ -206,13 +207,22 @@ def _check(config: Config) -> None:
         raise ConfigError(f"limits.headers = {config.limits.headers:d}: expected at least {_LEAST_HEADERS}")
     if config.server.upstream is not None:
         upstream_url("server.upstream", config.server.upstream)
-    for key, prefixes in (("disconnect.paths", config.disconnect.paths), ("cache.paths", config.cache.paths)):
+    for key, prefixes in (
+        ("disconnect.paths", config.disconnect.paths),
+        ("cache.paths", config.cache.paths),
+        ("semantic.paths", config.semantic.paths),
+    ):
         for prefix in prefixes:
             if not prefix.startswith("/") or "?" in prefix:
                 raise ConfigError(f"{key}: {prefix!r} is no path prefix; expected one such as /v1")
     for name in config.cache.ignore:
         if name in _COUNTS_ALWAYS or "" in name.split("."):
             raise ConfigError(f"cache.ignore: {name!r} cannot be ignored; expected a field such as user")
+    for name in config.semantic.skip_guards:
+        if name not in GUARDS:
+            raise ConfigError(f"semantic.skip_guards: {name!r} is no guard; there are {', '.join(GUARDS)}")
+    if config.semantic.embedder != "local":
+        upstream_url("semantic.embedder", config.semantic.embedder)
     names = set()
     for number, entry in enumerate(config.upstreams):
         where = f"upstreams[{number}]"

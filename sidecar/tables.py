@@ -9,6 +9,8 @@ from sidecar.core.values import Duration, Patience, Size
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Temperature = Annotated[float, msgspec.Meta(ge=0)]
+Similarity = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +57,8 @@ class UpstreamTable(Section, frozen=True):
     """As `disconnect.default`, for what goes here."""
     cache: CacheRule | None = None
     """As in `[cache]`, for what comes from here."""
+    threshold: Similarity | None = None
+    """As `semantic.threshold`, for what goes here."""
 
 
 class Timeouts(Section, frozen=True):
@@ -137,6 +141,41 @@ class Cache(Section, frozen=True):
     """Other terms by path prefix; the longest wins, and goes before the upstream's own."""
 
 
+class Semantic(Section, frozen=True):
+    """Of answers to the same question in other words; `cache.mode` turns it on."""
+
+    threshold: Similarity = 0.92
+    """Cosine of two questions from which on they may be the same one."""
+    paths: dict[str, Similarity] = {}
+    """Other thresholds by path prefix; the longest wins, and goes before the upstream's own."""
+    namespaces: dict[str, Similarity] = {}
+    """Other thresholds by `Slipstream-Namespace`; they go before those of paths."""
+    deadline: Duration = Duration(0.05)
+    """For the whole lookup; a request that would wait for longer goes upstream."""
+    embedder: str = "local"
+    """`local`, or the URL of an OpenAI-compatible endpoint such as http://127.0.0.1:11434/v1/embeddings."""
+    model: str = "all-MiniLM-L6-v2"
+    """Of the embedder: a name; for the local one also a folder with another BERT."""
+    key_file: str | None = None
+    """A file with the endpoint's API key."""
+    timeout: Duration = Duration(5)
+    """For one call of the endpoint."""
+    entries: Positive = 100_000
+    """Questions that are remembered; the oldest make room."""
+    longest: Positive = 2000
+    """Characters of the longest question that is compared with others."""
+    skip_guards: list[str] = []
+    """Guards that are not asked."""
+    verify: Share = 0.0
+    """Share of hits that are also sent upstream, to see whether they were right."""
+    agree: Similarity = 0.85
+    """Cosine of two answers from which on they say the same."""
+    false_hits: Share = 0.05
+    """Share of false hits beyond which questions of the same kind are no longer matched."""
+    record_texts: bool = False
+    """Whether the records of shadow and verified hits hold questions and answers, not only hashes."""
+
+
 class Shutdown(Section, frozen=True):
     grace: Duration = Duration(30)
 
@@ -159,5 +198,6 @@ class Config(msgspec.Struct, frozen=True):
     resume: Resume = Resume()
     jobs: Jobs = Jobs()
     cache: Cache = Cache()
+    semantic: Semantic = Semantic()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()

@@ -26,13 +26,18 @@ def test_every_command_exists(command):
     words = command.split()
     if words[0] not in COMMANDS:
         pytest.fail(f"README names `slipstream {words[0]}`")
-    if words[0] in ("config", "cache") and len(words) > 1:
+    if words[0] in ("config", "cache", "model") and len(words) > 1:
         assert CliRunner().invoke(slipstream, [*words, "--help"]).exit_code == 0
 
 
 def test_every_flag_exists():
     known = CliRunner().invoke(slipstream, ["serve", "--help"]).output
-    for words in ("demo", *[f"cache {name}" for name in ("stats", "list", "purge", "export", "import")]):
+    for words in (
+        "demo",
+        "tune",
+        "model pull",
+        *[f"cache {name}" for name in ("stats", "list", "purge", "export", "import")],
+    ):
         known += CliRunner().invoke(slipstream, [*words.split(), "--help"]).output
     used = set(re.findall(r"(?<=\s)--[a-z-]+|(?<=`)--[a-z-]+", README))
     assert used - {"--"} <= set(re.findall(r"--[a-z-]+", known))

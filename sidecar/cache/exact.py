@@ -16,7 +16,7 @@ from sidecar.cache.writes import Done, Write, Writes
 from sidecar.core.entry import Entry, pointed, unseal
 from sidecar.core.fingerprint import Keys
 from sidecar.core.lru import Lru
-from sidecar.stores.base import AnswerStore, DamagedEntryError, StoreError
+from sidecar.stores.base import AnswerStore, ChangeLog, DamagedEntryError, Near, StoreError
 
 DEADLINE = 0.1
 """Seconds after which a lookup is a miss."""
@@ -86,6 +86,11 @@ class ExactCache:
             self._hot.clear()
             self._writes.pending.clear()
         return self._generation
+
+    def number(self) -> int:
+        """The same, for any thread: nothing is dropped."""
+        store = self._store
+        return store.generation if store is not None else 0
 
     def hot(self, key: bytes) -> Entry | None:
         """What is in memory under that key."""
@@ -208,6 +213,7 @@ class ExactCache:
         seconds: float,
         generation: int,
         done: Done,
+        near: Near | None = None,
     ) -> None:
         """Keep an answer; see `Write`. It is found from now on."""
         if generation != self.generation():
@@ -222,7 +228,23 @@ class ExactCache:
             done(None)
             return
         touched, self._touched = frozenset(self._touched), set()
-        self._writes.put(self._store, Write(entry, alias, seconds, generation, touched, done))
+        self._writes.put(self._store, Write(entry, alias, seconds, generation, touched, done, near))
+
+    def note(self, key: bytes, near: Near, generation: int) -> None:
+        """Where an answer lies that was put before; see `Write`."""
+        if self._store is not None and not self._closed and generation == self.generation():
+            self._writes.note(self._store, key, near, generation)
+
+    def served(self, name: str, key: bytes) -> None:
+        """An answer was given under an id, by which it can be removed from now on. Never raises."""
+        if self._store is not None and not self._closed:
+            self._writes.served(self._store, name, key)
+
+    def changes(self) -> ChangeLog | None:
+        """A view of what is stored, for those who compare questions: to be asked for, used and closed in a
+        thread of their own. None where nothing is stored. Raises StoreError."""
+        store = self._store
+        return store.changes() if store is not None else None
 
     def drop(self, entry: Entry) -> None:
         """An entry whose time is over."""

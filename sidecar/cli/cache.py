@@ -109,18 +109,24 @@ def show(*, limit: int, as_json: bool, **given: Any) -> None:
 
 @command.command("purge")
 @_with(
-    click.option("--all", "every", is_flag=True, help="Everything."),
+    click.option("--all", "every", is_flag=True, help="Everything, the records of compared answers too."),
     click.option("--tenant", metavar="ID", help="All answers of that tenant, as in the log."),
     click.option("--expired", is_flag=True, help="What is still on disk though its time is over."),
+    click.option(
+        "--stream",
+        metavar="ID",
+        help="The answer that was given under that stream id, or request_id of the log, to somebody who asked"
+        " in other words.",
+    ),
     *_FILTERS,
     click.option("--key", metavar="PREFIX", help="Only answers whose key begins so."),
     *_PLACE,
 )
-def purge(*, every: bool, expired: bool, **given: Any) -> None:
+def purge(*, every: bool, expired: bool, stream: str | None, **given: Any) -> None:
     """Remove answers, from the disk too.
 
-    Give --all, or --tenant, or --expired, or any of --upstream, --model, --path and --key, which then all
-    have to fit.
+    Give --all, or --tenant, or --expired, or --stream, or any of --upstream, --model, --path and --key, which
+    then all have to fit.
     """
     from sidecar.cli import cache_export
     from sidecar.cli.cache_store import place
@@ -128,8 +134,9 @@ def purge(*, every: bool, expired: bool, **given: Any) -> None:
     wanted = _filter(given)
     narrowed = (wanted.upstream, wanted.model, wanted.path, wanted.key)
     some = any(value is not None for value in narrowed)
-    if sum([every, wanted.tenant is not None, expired, some]) != 1:
-        aims = "--all, or --tenant ID, or --expired, or any of --upstream, --model, --path and --key"
+    if sum([every, wanted.tenant is not None, expired, stream is not None, some]) != 1:
+        some_of = "any of --upstream, --model, --path and --key"
+        aims = f"--all, or --tenant ID, or --expired, or --stream ID, or {some_of}"
         raise click.UsageError(f"say what to purge: {aims}")
     where = place(loaded(given))
     if every:
@@ -138,6 +145,8 @@ def purge(*, every: bool, expired: bool, **given: Any) -> None:
         cache_export.purge_tenant(where, wanted.tenant)
     elif expired:
         cache_export.purge_expired(where)
+    elif stream is not None:
+        cache_export.purge_served(where, stream)
     else:
         cache_export.purge_some(where, wanted)
 
@@ -208,6 +217,9 @@ def bring_in(
 
     A body is a JSON object, or a string with the raw body: of a streamed answer, all of its events. Status,
     headers and ttl can be left out. What the sidecar would not store by itself is refused.
+
+    What comes in is found by identical requests only, also with `serve --cache semantic`: what questions are
+    compared by is not in the file.
     """  # noqa: D301 - click's mark for lines that stay as they are
     from sidecar.cli.cache_import import bring_in
     from sidecar.cli.cache_store import place

@@ -5,22 +5,30 @@ import os
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from sidecar.cache import records
 from sidecar.cli.cache_line import line_of
 from sidecar.cli.cache_progress import progress
 from sidecar.cli.cache_store import Census, Filter, Place, WorkError, aliases, count, exists, items, opened
-from sidecar.cli.cache_words import answers, entries
+from sidecar.cli.cache_words import answers, entries, plain, span
 from sidecar.core.entry import unseal
+from sidecar.core.ids import event_id
 from sidecar.core.values import ConfigError
-from sidecar.stores.base import AnswerStore
+from sidecar.stores.base import NAMES, AnswerStore, DamagedEntryError
 from sidecar.stores.secret import load_or_create
 
 _STEP = 256
 """Entries that are removed at once; others want to write meanwhile."""
+_UNKNOWN = (
+    "{}: no answer is known that was given under this id. Of answers to the same question in other words, the"
+    f" last {NAMES:,} ids are remembered (the stream's, and the log's request_id), each as long as the answer"
+    " is stored. See `slipstream cache list` and `purge --key`"
+)
 
 
 def installation(secret: bytes) -> str:
@@ -107,7 +115,12 @@ def _target(output: Path | None, *, force: bool) -> Iterator[IO[bytes]]:
 
 
 def purge_all(where: Place) -> None:
-    """Remove everything. Raises ConfigError, WorkError."""
+    """Remove everything, and the records of what was compared. Raises ConfigError, WorkError."""
+    for name in (records.NAME, records.OLDER):
+        try:
+            (where.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise WorkError(f"{where.folder / name}: cannot be removed: {error.strerror}") from None
     if exists(where):
         with opened(where) as store:
             held = count(store)
@@ -122,6 +135,34 @@ def purge_tenant(where: Place, tenant: str) -> None:
             held = count(store, tenant)
             store.purge(tenant)
         print(f"{answers(held)} purged")
+
+
+def purge_served(where: Place, name: str) -> None:
+    """Remove what was given under that id, and what points at it. Raises ConfigError, WorkError."""
+    asked = name.strip().encode(errors="replace")
+    found = event_id(asked)
+    name = found[0] if found is not None else asked.decode()
+    key = None
+    if exists(where):
+        with opened(where) as store:
+            key = store.served_key(name)
+            if key is not None:
+                words = _words(store, key)
+                store.delete([*aliases(store).get(key, ()), key])
+    if key is None:
+        raise WorkError(_UNKNOWN.format(plain(name)))
+    print(f"1 answer purged: {words}")
+
+
+def _words(store: AnswerStore, key: bytes) -> str:
+    """What an answer is, as far as it can be read."""
+    with suppress(ValueError, DamagedEntryError):
+        blob = store.get(key)
+        if blob is not None:
+            known = unseal(key, blob).known
+            age = span(time.time() - known.stored)
+            return f"{plain(known.model)}, {plain(known.path)}, stored {age} ago, key {key.hex()}"
+    return f"key {key.hex()}"
 
 
 def purge_expired(where: Place) -> None:

@@ -13,7 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from sidecar.cli.cache_store import Census, Filter, Item, Place, WorkError, exists, items, opened
-from sidecar.cli.cache_words import COUNTS, answers, entries, plain, size, span
+from sidecar.cli.cache_words import (
+    CHECKED,
+    COUNTS,
+    MATCHING,
+    answers,
+    entries,
+    matching,
+    plain,
+    size,
+    span,
+)
 from sidecar.stores import counts
 from sidecar.stores.base import StoreStats
 
@@ -49,6 +59,7 @@ def stats(where: Place, *, as_json: bool) -> None:
                 {
                     "folder": str(where.folder),
                     "answers": found.answers,
+                    "vectors": held.vectors,
                     "aliases": census.aliases,
                     "expired": over,
                     "unreadable": census.unreadable,
@@ -99,6 +110,8 @@ def _print_held(where: Place, held: StoreStats, found: _Sums, census: Census, ov
     share = f"{held.bytes / held.limit:.0%}" if held.limit else "all"
     print(f"{answers(found.answers)} in {where.folder}")
     print(f"  {size(held.bytes)} of {size(held.limit)} on disk ({share})")
+    if held.vectors:
+        print(f"  found by the same question in other words: {answers(held.vectors)}")
     if found.oldest is not None and found.newest is not None:
         print(f"  stored between {span(now - found.oldest)} and {span(now - found.newest)} ago")
     if over:
@@ -126,7 +139,25 @@ def _print_counts(counted: counts.Counts) -> None:
     for title, group in COUNTS.items():
         told = [(words, rest.pop(name, 0)) for name, words in group]
         _group(title, told)
+    _print_matching(rest)
     _group("otherwise", [(plain(name), number) for name, number in rest.items()])
+
+
+def _print_matching(rest: dict[str, int]) -> None:
+    """What came of comparing questions; taken out of the counters."""
+    told = [(matching(name), rest.pop(name)) for name in [*rest] if name.startswith(MATCHING)]
+    checks = dict(told)
+    told = [line for line in told if line[1]]
+    if not told:
+        return
+    print(f"  {'':>9}  questions in other words")
+    for words, number in sorted(told, key=lambda line: -line[1]):
+        print(f"    {number:>9,}  {words}")
+    for kind, of in CHECKED.items():
+        right, wrong = (checks.get(matching(f"{kind}_{result}"), 0) for result in ("right", "wrong"))
+        if right + wrong:
+            share = wrong / (right + wrong)
+            print(f"    {share:>9.1%}  false hits among those {of} ({wrong:,} of {right + wrong:,})")
 
 
 def _group(title: str, told: list[tuple[str, int]]) -> None:

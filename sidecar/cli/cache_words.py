@@ -33,6 +33,7 @@ COUNTS: dict[str, tuple[tuple[str, str], ...]] = {
     "answered from the cache": (
         ("hit_memory", "out of memory"),
         ("hit_disk", "from disk"),
+        ("hit_semantic", "to the same question in other words"),
         ("hit_stale", "past their time, because the upstream failed"),
     ),
     "looked up in vain": (
@@ -41,6 +42,10 @@ COUNTS: dict[str, tuple[tuple[str, str], ...]] = {
         ("lookup_damaged", "the entry is damaged"),
     ),
     "stored": (("stored", ""),),
+    "not remembered": (
+        ("note_failed", "where an answer lies for questions in other words, because the disk failed"),
+        ("served_failed", "under which id an answer was given, because the disk failed"),
+    ),
     "set aside": (("store_set_aside", "a store that was damaged, or of another version"),),
     "not stored": (
         ("store_failed", "the disk failed"),
@@ -50,6 +55,30 @@ COUNTS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
 }
 """Groups of counters: each counter and what it means."""
+
+
+MATCHING = ("semantic_", "guard_", "unmatched_", "embed_", "verify_", "shadow_")
+"""What counters of questions in other words begin with."""
+CHECKED = {"verify": "checked", "shadow": "that would have been served"}
+"""Where answers were compared with real ones, and which those were."""
+_MATCHING = {
+    "semantic_late": "looking took longer than semantic.deadline",
+    "semantic_not_ready": "the model was not there yet",
+    "semantic_skipped": "too many asked at once",
+    "semantic_failed": "looking failed",
+    "semantic_gone": "the answer was gone",
+    "verify_right": "checked: the upstream says the same",
+    "verify_wrong": "checked: the upstream says something else",
+    "shadow_right": "not served: the upstream says the same",
+    "shadow_wrong": "not served: the upstream says something else",
+}
+_ABOUT = {"semantic": "", "guard": "refused by the guard: ", "unmatched": "not compared: "}
+
+
+def matching(name: str) -> str:
+    """The words for one of the counters that begin with `MATCHING`."""
+    kind, _, rest = name.partition("_")
+    return _MATCHING.get(name) or plain(_ABOUT.get(kind, f"{kind}: ") + rest.replace("_", " "))
 
 
 def plain(text: object) -> str:

@@ -17,14 +17,19 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from sidecar.cache import embed
+from sidecar.cache.embed.base import EmbedError
+from sidecar.cli.model_progress import Shown
 from sidecar.cli.scenes import KEEPALIVE, SCENES, Lines, Stage
-from sidecar.cli.serve import banner, run_loop
+from sidecar.cli.serve import banner, data_dir, run_loop
 from sidecar.config import Config, load
 from sidecar.core.types import Outcome
 from sidecar.scripted import Script, ScriptedProvider
 from sidecar.stores.disk import DiskStore
 from sidecar.stores.jobs import JobStore
+from sidecar.tables import Semantic
 from sidecar.telemetry.log import make_logger, request_lines
+from sidecar.web.semantics import Parts
 from sidecar.web.service import Service
 
 _PACE = 0.03
@@ -33,8 +38,26 @@ _PACE = 0.03
 @click.command("demo", short_help="see it work, without a key")
 @click.option("--keep", is_flag=True, help="Leave provider and sidecar running afterwards, until Ctrl-C.")
 def command(*, keep: bool) -> None:
-    """Show the sidecar at work: a scripted provider, the sidecar and clients on this machine."""
+    """Show the sidecar at work: a scripted provider, the sidecar and clients on this machine.
+
+    The first time it gets the model that questions are compared with, as `slipstream model pull` does.
+    """
+    _get_model(data_dir(Config()))
     sys.exit(run_loop(lambda: _demo(keep=keep)))
+
+
+def _get_model(folder: Path) -> None:
+    """Where it cannot be had, the scene that needs it says what came of that."""
+    if embed.ready(Semantic(), folder):
+        return
+    print("The model that questions are compared with is not here yet: getting it, once.", file=sys.stderr)
+    from sidecar.cache.embed.pull import pull
+
+    try:
+        with Shown(quiet=False) as report:
+            pull(Semantic(), folder, None, report)
+    except EmbedError as error:
+        print(f"slipstream: {error}", file=sys.stderr)
 
 
 async def _demo(*, keep: bool) -> int:
@@ -52,7 +75,13 @@ async def _shown(
     provider: ScriptedProvider, folder: Path, lines: Lines, console: Console, *, keep: bool
 ) -> int:
     config = load(
-        {"server.upstream": provider.url, "server.port": 0, "keepalive.interval": KEEPALIVE},
+        {
+            "server.upstream": provider.url,
+            "server.port": 0,
+            "keepalive.interval": KEEPALIVE,
+            "cache.mode": "semantic",
+            "semantic.deadline": 1,  # it has only one try to show it, on whatever machine
+        },
         environment={},
     ).config
     service = Service(
@@ -62,6 +91,7 @@ async def _shown(
         request_lines(lines, "json", "info"),
         store=JobStore.open(folder),
         answers=lambda: DiskStore.open(folder / "answers", config.cache.size),
+        semantic=Parts(lambda: embed.load(config.semantic, data_dir(Config()))),
     )
     async with service, aiohttp.ClientSession() as client:
         console.print(f"\n[bold]Slipstream[/] {service.url}  →  scripted provider {provider.url}\n")

@@ -15,6 +15,8 @@ COMMANDS = {
     "run": "start a sidecar, run a command with the base-URL variables set",
     "env": "print the base-URL variables as export lines",
     "cache": "look into the stored answers, purge them, move them",
+    "tune": "choose a similarity threshold from shadow records or labelled pairs",
+    "model": "get the model that questions are compared with",
     "config": "show, validate or describe the configuration",
 }
 

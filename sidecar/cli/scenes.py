@@ -141,6 +141,57 @@ async def _paid_once(stage: Stage) -> Scene:
     return Scene(hit and calls == 1 and answers[0] == answers[1], told)
 
 
+async def _other_words(stage: Stage) -> Scene:
+    asked = "How can I change the email address of my account?"
+    again = "How do I change my account's email address?"
+    first, second = await _two(stage, asked, again)
+    took = f"a miss in {first.ms:.0f} ms, a hit in {second.ms:.0f} ms"
+    told = f'"{asked}"\n   "{again}"\n   {_alike(second)}; {took}'
+    hit = "fwd=miss" in first.said and "; hit; " in second.said and "detail=semantic" in second.said
+    return Scene(hit and second.calls == 0 and first.body == second.body, told)
+
+
+async def _near_miss(stage: Stage) -> Scene:
+    asked = "How many people live in Norway as of 2019?"
+    other = "How many people live in Norway as of 2024?"
+    first, second = await _two(stage, asked, other)
+    guard = second.line.get("guard")
+    told = f'"{asked}"\n   "{other}"\n   {_alike(second)}, but the {guard} differ: asked upstream'
+    missed = "fwd=miss" in first.said and "fwd=miss" in second.said
+    return Scene(missed and second.calls == 1 and guard is not None, told)
+
+
+class _Asked(NamedTuple):
+    body: bytes
+    said: str
+    ms: float
+    calls: int
+    line: dict[str, Any]
+
+
+async def _two(stage: Stage, *questions: str) -> list[_Asked]:
+    """One question after the other, each once the answer to the one before is stored."""
+    asked = []
+    for question in questions:
+        calls, lines = len(stage.provider.requests), len(stage.lines.requests)
+        path, body = _CHAT
+        call = {**body, "messages": [{"role": "user", "content": question}]}
+        begun = time.perf_counter()
+        async with stage.client.post(stage.url + path, json=call) as answer:
+            whole, said = await answer.read(), answer.headers.get("Cache-Status", "")
+        took = (time.perf_counter() - begun) * 1000
+        while len(stage.lines.requests) == lines:  # noqa: ASYNC110 - reason: a log tells nobody
+            await asyncio.sleep(0.01)  # the line of a stored answer is written once that is done
+        line = stage.lines.requests[-1]
+        asked.append(_Asked(whole, said, took, len(stage.provider.requests) - calls, line))
+    return asked
+
+
+def _alike(asked: _Asked) -> str:
+    similarity = asked.line.get("similarity")
+    return "nothing alike was found" if similarity is None else f"{similarity:.3f} alike"
+
+
 async def _background(stage: Stage) -> Scene:
     path, body = _CHAT
     headers = {"Prefer": "respond-async"}
@@ -177,6 +228,8 @@ SCENES: dict[str, Callable[[Stage], Awaitable[Scene]]] = {
     "A dropped connection loses nothing": _tunnel,
     "Who asks the same at the same time shares one call": _crowd,
     "Who asks the same again gets the stored answer": _paid_once,
+    "So does who asks the same in other words": _other_words,
+    "Who asks something else does not, however alike it looks": _near_miss,
     "An answer can be fetched later": _background,
     "A client that leaves stops costing money": _client_leaves,
     "A broken answer never looks like a whole one": _upstream_dies,

@@ -17,6 +17,8 @@ import click
 from structlog.typing import FilteringBoundLogger
 
 from sidecar import __version__
+from sidecar.cache import embed, records
+from sidecar.cache.embed import background
 from sidecar.cli.options import flags, loaded
 from sidecar.config import Config
 from sidecar.core.values import ConfigError
@@ -27,6 +29,7 @@ from sidecar.stores.secret import load_or_create, webhook_key
 from sidecar.telemetry.log import LineWriter, make_logger, request_lines, stderr_writer
 from sidecar.web.proxy import Log
 from sidecar.web.routes import Routes
+from sidecar.web.semantics import Parts
 from sidecar.web.service import Service
 
 ANSWERS = "answers"
@@ -96,9 +99,12 @@ async def started(
         log,
         lines,
         store=store,
-        answers=(lambda: DiskStore.open(folder / ANSWERS, config.cache.size)) if there else None,
+        answers=partial(DiskStore.open, folder / ANSWERS, config.cache.size, entries=config.semantic.entries)
+        if there
+        else None,
         note=partial(counts.add, folder / counts.NAME) if there else None,
         webhook_key=key,
+        semantic=semantic_parts(config, folder, log) if there else None,
     )
     try:
         await service.start()
@@ -112,6 +118,23 @@ async def started(
     return service
 
 
+def semantic_parts(config: Config, folder: Path, log: FilteringBoundLogger) -> Parts | None:
+    """What answers to the same question in other words are found with; None where that is not asked for."""
+    if config.cache.mode not in ("semantic", "shadow"):
+        return None
+    semantic = config.semantic
+
+    async def prepare() -> bool:
+        log.info("model_missing", effect="identical requests only, until it is there", folder=str(folder))
+        return await background.pull(folder, semantic, lambda line: log.info("model", said=line))
+
+    return Parts(
+        lambda: embed.load(semantic, folder),
+        None if embed.ready(semantic, folder) else prepare,
+        folder / records.NAME,
+    )
+
+
 def announce(config: Config, url: str, log: FilteringBoundLogger) -> None:
     """Say where it listens, to people and to machines."""
     if log_format(config) == "console":
@@ -119,9 +142,6 @@ def announce(config: Config, url: str, log: FilteringBoundLogger) -> None:
     log.info("serving", url=url, version=__version__, pid=os.getpid())
     if not is_loopback(config.server.host):
         log.warning("open_port", host=config.server.host, reason="anyone who reaches it can use it")
-    if config.cache.mode in ("semantic", "shadow"):
-        reason = "this version finds answers to identical requests only"
-        log.warning("exact_cache_only", mode=config.cache.mode, reason=reason)
 
 
 def banner(config: Config, url: str) -> str:

@@ -167,9 +167,11 @@ def freshness(known: Known, wish: Wish, terms: Terms, now: float) -> Freshness:
     return "fresh"
 
 
-def hit_status(known: Known, terms: Terms, now: float) -> bytes:
-    """`Cache-Status` of an answer from the cache (RFC 9211, 2)."""
-    return b"slipstream; hit; ttl=%d; detail=exact" % _left(known, terms, now)
+def hit_status(known: Known, terms: Terms, now: float, similarity: float | None = None) -> bytes:
+    """`Cache-Status` of an answer from the cache (RFC 9211, 2). `similarity`: of the question that it was an
+    answer to, if that was another one; it is said with three digits, rounded down."""
+    detail = b"exact" if similarity is None else b"semantic:%.3f" % (math.floor(similarity * 1000) / 1000)
+    return b"slipstream; hit; ttl=%d; detail=%b" % (_left(known, terms, now), detail)
 
 
 def stale_status(known: Known, terms: Terms, now: float, status: int | None) -> bytes:

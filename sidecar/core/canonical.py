@@ -13,10 +13,12 @@ than 64 bits; orjson writes, because it does so eight times faster.
 """
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import orjson
+
+T = TypeVar("T")
 
 LARGEST = 256 * 1024
 """Bodies longer than this are keyed by their bytes as sent, because parsing them would stop every stream
@@ -32,16 +34,48 @@ def canonical(body: bytes, ignored: Sequence[str] = ()) -> bytes | None:
 
 def forms(body: bytes, *without: Sequence[str]) -> list[bytes] | None:
     """As `canonical`, several times: each form lacks the fields of those before it, too."""
+    return _read(body, lambda value: _forms(value, without))
+
+
+def without_text(
+    body: bytes, ignored: Sequence[str], place: Callable[[dict[str, Any]], tuple[str | int, ...] | None]
+) -> tuple[str, bytes] | None:
+    """A text of the body, and the canonical form of all the rest. `place` tells where the text is; None where
+    it is nowhere, or the body cannot be judged."""
+    return _read(body, lambda value: _parted(value, ignored, place))
+
+
+def _read(body: bytes, make: Callable[[object], T]) -> T | None:
     try:
         text = body.decode()  # json.loads would guess UTF-16 and UTF-32, and let surrogates through
         try:
-            return _forms(_parse(text), without)
+            return make(_parse(text))
         except TypeError:
             # Something that orjson does not write. An integer of more than 64 bits goes in as its digits;
             # a lone surrogate and nesting deeper than 254 fail again.
-            return _forms(_parse_exactly(text), without)
+            return make(_parse_exactly(text))
     except (ValueError, TypeError, RecursionError):
         return None
+
+
+def _parted(
+    value: object, ignored: Sequence[str], place: Callable[[dict[str, Any]], tuple[str | int, ...] | None]
+) -> tuple[str, bytes] | None:
+    if type(value) is not dict:
+        return None
+    for name in ignored:
+        _remove(value, name.split("."))
+    path = place(value)
+    if path is None:
+        return None
+    *into, last = path
+    member: Any = value
+    for step in into:
+        member = member[step]
+    text = member[last]
+    # Where the text was follows from what is left.
+    member[last] = ""
+    return text, _written(value)
 
 
 def _forms(value: object, without: Sequence[Sequence[str]]) -> list[bytes] | None:

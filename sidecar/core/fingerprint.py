@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 
-from sidecar.core.canonical import LARGEST, canonical, forms
+from sidecar.core.canonical import LARGEST, canonical, forms, without_text
 from sidecar.core.dialects import Dialect
 from sidecar.core.headers import CREDENTIALS, HOP_BY_HOP
 from sidecar.core.types import Request
@@ -98,6 +98,32 @@ def keys(
     ways = (alias + b"s", alias + b"w")
     own, other = ways if stream else reversed(ways)
     return Keys(_digest(b"exact", scope, upstream, request, canons[0], ignored), own, other)
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What is asked, as far as it may be compared with others."""
+
+    scope: bytes
+    """32 bytes over who asks, and everything of the request but the question."""
+    text: str
+    """The question: the last words of the user."""
+
+
+def question(
+    scope: bytes,
+    upstream: str,
+    request: Request,
+    body: bytes,
+    dialect: Dialect,
+    ignored: Sequence[str] = (),
+) -> Question | None:
+    """What is asked in a request to a model; None where the last turn is not plain text, or the body cannot
+    be judged. As in exact keys, all headers count that are not known to be about something else."""
+    found = without_text(body, ignored, dialect.question) if len(body) <= LARGEST else None
+    if found is None:
+        return None
+    text, rest = found
+    return Question(_digest(b"question", scope, upstream, request, rest, ignored), text)
 
 
 def shared_scope(secret: bytes, caller: Caller, request: Request) -> bytes:

@@ -109,8 +109,15 @@ class Trace(msgspec.Struct):
     resumed_from: int | None = None
     """The first event that was asked for, by a client that came back."""
     cache: CacheResult = "off"
-    cache_kind: Literal["exact", "stale"] | None = None
+    cache_kind: Literal["exact", "semantic", "stale"] | None = None
     """Of a hit: by which key, or that it stood in for an upstream that failed."""
+    similarity: float | None = None
+    """Cosine of the question and the nearest one that is stored."""
+    guard: str | None = None
+    """What says that the nearest one is not the same question."""
+    embed: float | None = None
+    search: float | None = None
+    """Seconds spent making the question's vector, and searching with it."""
     lookup: float | None = None
     """Seconds spent looking for a stored answer."""
     stored: float | None = None
@@ -201,6 +208,8 @@ def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
         "outcome": trace.outcome.value,
         "cache": trace.cache,
         "cache_kind": trace.cache_kind,
+        "similarity": None if trace.similarity is None else math.floor(trace.similarity * 1000) / 1000,
+        "guard": trace.guard,
         "ttfb_ms": _ms(trace.head_at - begun) if trace.head_at else None,
         "ttft_ms": _ms(first),
         "ttft_kind": kind,
@@ -248,6 +257,8 @@ def _phases(trace: Trace, timings: Timings | None, now: float) -> Mapping[str, f
     return {
         "read_ms": _ms(trace.waited),
         "lookup_ms": _ms(trace.lookup),
+        "embed_ms": _ms(trace.embed),
+        "search_ms": _ms(trace.search),
         "connect_ms": _ms(connect),
         "upstream_ms": _ms(upstream),
         "store_ms": _ms(trace.stored),
@@ -256,7 +267,7 @@ def _phases(trace: Trace, timings: Timings | None, now: float) -> Mapping[str, f
 
 def _overhead(trace: Trace) -> float | None:
     timings = trace.timings
-    if trace.cache_kind == "exact" and trace.head_at:
+    if trace.cache_kind in ("exact", "semantic") and trace.head_at:
         return max(trace.head_at - trace.started - trace.waited, 0.0) + trace.delay
     if timings is None or not timings.sent:
         return None

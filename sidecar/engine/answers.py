@@ -6,28 +6,25 @@ that it has one stream id and is in memory once.
 
 import asyncio
 import time
-from array import array
 from collections.abc import Callable
 
-import orjson
-
-from sidecar.cache.exact import Convert, ExactCache
+from sidecar.cache.exact import ExactCache
+from sidecar.cache.semantic import SemanticCache
 from sidecar.core.answer import Answer
 from sidecar.core.dialects import recognise
 from sidecar.core.entry import Entry, Known
-from sidecar.core.folding import fold, refreshed, unfold
+from sidecar.core.folding import refreshed
 from sidecar.core.latency import Labels
 from sidecar.core.recording import Recording
-from sidecar.core.types import End, Head, Intent, Outcome, Request, Timings
+from sidecar.core.types import End, Intent, Outcome, Request, Timings
+from sidecar.engine.conversion import converter
 from sidecar.engine.hub import Hub
 from sidecar.engine.keeping import worth_keeping
+from sidecar.engine.paraphrases import Paraphrases
 from sidecar.engine.pump import RETAINED, Ask, Keep, Live
 from sidecar.engine.source import Call, Origin, Source
+from sidecar.stores.base import Near
 
-_OF_STREAMS = frozenset({"content-type", "content-length", "cache-control", "x-accel-buffering"})
-"""Header fields that go with a mode."""
-_OF_BYTES = frozenset({"content-digest", "content-md5", "digest", "etag", "last-modified", "repr-digest"})
-"""Those that go with the very bytes."""
 _COMPLETE = End(Outcome.COMPLETE)
 _PATIENCE = 1.0
 """Seconds that the line of a request waits for its answer to be stored."""
@@ -49,8 +46,12 @@ class Answers:
         fresh_ids: bool,
         paced: bool,
         clock: Callable[[], float] = time.time,
+        semantic: SemanticCache | None = None,
+        paraphrases: Paraphrases | None = None,
     ) -> None:
-        """`clock`: unix seconds."""
+        """`clock`: unix seconds. `semantic` makes vectors of questions, `paraphrases` finds them."""
+        self._semantic = semantic
+        self.paraphrases = paraphrases
         self._cache = cache
         self._hub = hub
         self._fresh = fresh_ids
@@ -72,11 +73,15 @@ class Answers:
 
     async def lookup(self, keep: Keep, ask: bytes, *, stream: bool) -> Entry | None:
         """What the store has, also in the other mode. `ask`: the request's body."""
-        return await self._cache.lookup(keep.keys, _converter(keep, ask, stream=stream))
+        return await self._cache.lookup(keep.keys, converter(keep, ask, stream=stream))
 
     def count(self, what: str) -> None:
         """Count something that happened."""
         self._cache.counts[what] += 1
+
+    def served(self, name: str, key: bytes) -> None:
+        """An answer to another question was given under that id."""
+        self._cache.served(name, key)
 
     def drop(self, entry: Entry) -> None:
         """Nobody can use it any more."""
@@ -98,7 +103,8 @@ class Answers:
         """A record to read the entry from, for callers of one scope."""
         paced = self._paced and entry.known.stream and entry.known.gap > 0
         entry = self.renewed(entry)
-        live: Live | None = None if paced else entry.made.get(scope)
+        reader = scope + (ask.key or b"")  # who comes back with the same request finds it by its key
+        live: Live | None = None if paced else entry.made.get(reader)
         if live is None:
             live = _paced(entry, ask) if paced else _sealed(entry, ask)
             live.fleeting = self._fresh
@@ -107,7 +113,7 @@ class Answers:
             else:
                 if len(entry.made) >= _SCOPES:
                     entry.made.clear()
-                entry.made[scope] = live
+                entry.made[reader] = live
         elif live.name is not None and live.shelf is None:
             live.name = None  # the time was over in which clients could come back to it
         return live
@@ -117,9 +123,15 @@ class Answers:
         keep = live.ask.keep
         if keep is None:
             return False
-        found = worth_keeping(live, keep, self.clock())
+        try:
+            found = worth_keeping(live, keep, self.clock())
+        except BaseException:
+            self._ended(live, None)
+            raise
+        self._ended(live, None if isinstance(found, str) else found.entry)
         if isinstance(found, str):
             self.count(f"not_stored_{found}")
+            self._forget(keep)
             return False
         told = False
 
@@ -132,8 +144,29 @@ class Answers:
         # Its line waits for the disk, but not for long.
         late = asyncio.get_running_loop().call_later(_PATIENCE, self._hub.settle, live)
         seconds, generation = found.seconds, keep.generation
-        self._cache.put(found.entry, found.alias, seconds=seconds, generation=generation, done=done)
+        near = self._near(keep, found.entry.key)
+        self._forget(keep)
+        self._cache.put(
+            found.entry, found.alias, seconds=seconds, generation=generation, done=done, near=near
+        )
         return not told
+
+    def _ended(self, live: Live, entry: Entry | None) -> None:
+        if self.paraphrases is not None:
+            self.paraphrases.ended(live, entry)
+
+    @staticmethod
+    def _forget(keep: Keep) -> None:
+        """The call's record may be kept for long; its question is of no use any more."""
+        if keep.inquiry is not None:
+            keep.inquiry.forget()
+
+    def _near(self, keep: Keep, key: bytes) -> Near | None:
+        """Where an answer is to be found by other questions; what is not known yet is noted once it is."""
+        if self._semantic is None or keep.inquiry is None:
+            return None
+        cache, generation = self._cache, keep.generation
+        return self._semantic.near(keep.inquiry, lambda near: cache.note(key, near, generation))
 
 
 # Reading a stored answer.
@@ -205,88 +238,3 @@ class _Pacer:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-# Making one answer of another.
-
-
-def _converter(keep: Keep, ask: bytes, *, stream: bool) -> Convert | None:
-    if keep.keys.other is None:
-        return None
-    return lambda entry: _converted(entry, keep, ask, stream=stream)
-
-
-def _converted(entry: Entry, keep: Keep, ask: bytes, *, stream: bool) -> Entry | None:
-    """The same answer in the other mode; None where it would not be exactly that."""
-    known = entry.known
-    if known.stream is stream:
-        return None
-    if stream:
-        body = unfold(known.dialect, entry.body, orjson.loads(ask), keep.query)
-    else:
-        body = fold(known.dialect, entry.body, known.query)
-    if body is None:
-        return None
-    dialect = recognise("POST", keep.path)
-    assert dialect is not None
-    kind = _type_of(dialect.framing_of(keep.query)) if stream else "application/json"
-    headers = [field for field in known.headers if field[0].lower() not in _OF_STREAMS | _OF_BYTES]
-    headers.append(("Content-Type", kind))
-    if not stream:
-        headers.append(("Content-Length", str(len(body))))
-    made = _reread(body, keep, headers, stream=stream)
-    kept = {name: getattr(known, name) for name in _CARRIED}
-    return Entry(
-        keep.keys.exact,
-        Known(
-            status=known.status,
-            reason=known.reason,
-            headers=tuple(headers),
-            path=keep.path,
-            query=keep.query,
-            stream=stream,
-            events=made[0].events,
-            deltas=made[0].deltas,
-            first_kind=made[0].first_kind,
-            **kept,
-        ),
-        body,
-        made[1],
-    )
-
-
-_CARRIED = (
-    "stored",
-    "ttl",
-    "dialect",
-    "upstream",
-    "provider",
-    "operation",
-    "model",
-    "tag",
-    "response_model",
-    "finish",
-    "input_tokens",
-    "output_tokens",
-    "cached_input_tokens",
-    "reasoning_tokens",
-)
-
-
-_TYPES = {"sse": "text/event-stream", "ndjson": "application/x-ndjson"}
-
-
-def _type_of(framing: str | None) -> str:
-    return _TYPES.get(framing or "", "application/json")
-
-
-def _reread(
-    body: bytes, keep: Keep, headers: list[tuple[str, str]], *, stream: bool
-) -> tuple[Answer, "array[int]"]:
-    """What a reader of the new bytes finds in them."""
-    request = Request("POST", b"", keep.path, keep.query, (), {})
-    answer = Answer(request, recognise("POST", keep.path), Intent(stream=stream))
-    raw = tuple([(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers])
-    answer.begin(Head(200, b"", raw, {name.lower(): value for name, value in raw}))
-    ends = answer.feed(body, 0.0) + answer.close(0.0)
-    return answer, array("Q", ends)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from sidecar.cache.inquiry import Check, Inquiry
 from sidecar.core import policy
 from sidecar.core.answer import Answer
 from sidecar.core.caching import Terms
@@ -42,6 +43,8 @@ class Keep(msgspec.Struct, frozen=True):
     """Of the request, as far as it says how the answer is framed."""
     generation: int = 0
     """Of the store, when it was asked: what is purged after that has nothing to do there."""
+    inquiry: Inquiry | None = None
+    """What is asked, where answers to the same in other words are looked for."""
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -74,6 +77,7 @@ class Live:
         "arrived",
         "ask",
         "charged",
+        "check",
         "clean",
         "configured",
         "early",
@@ -108,6 +112,8 @@ class Live:
         """The id under which clients can come back to it; None until one was told."""
         self.shelf: Shelf | None = None
         self.charged = 0
+        self.check: Check | None = None
+        """What its answer is to be compared with."""
         self.clean = False
         """The body ended cleanly, not only after what looked like its end."""
         self.fleeting = False

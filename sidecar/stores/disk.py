@@ -16,25 +16,29 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import diskcache
-
-from sidecar.stores.base import Blob, DamagedEntryError, Row, StoreError, StoreStats
-from sidecar.stores.diskbytes import FRONT, GET, OVER, PUT, ROWS, BytesCache, BytesDisk, length, room
+from sidecar.stores import changes, diskroom
+from sidecar.stores.base import ENTRIES, Blob, Near, Row, StoreError, StoreStats
+from sidecar.stores.changes import DiskLog
+from sidecar.stores.diskbytes import (
+    COUNT,
+    GET,
+    OVER,
+    PUT,
+    THERE,
+    BytesCache,
+    BytesDisk,
+    listed,
+    room,
+)
+from sidecar.stores.diskerrors import ERRORS, translated
 from sidecar.stores.diskopen import Claim, connected
-from sidecar.stores.sqlitefile import PAGE, reason
 
 _PATIENCE = 1000
 """Milliseconds to wait for another process that writes."""
 LEAST = 256 << 10
 """Bytes of the smallest store."""
-_OWN = 24 * PAGE
-"""Bytes of an empty database, about."""
-_STEP = 64
-"""Entries that make room in one transaction."""
 _FOUND = 64
 """Entries found since the last change that count as used by it."""
-
-_ERRORS = (sqlite3.Error, diskcache.Timeout, OSError, ValueError, TypeError, OverflowError)
 
 
 class DiskStore:
@@ -49,12 +53,14 @@ class DiskStore:
         clock: Callable[[], float],
         held: Claim,
         connections: tuple[sqlite3.Connection, sqlite3.Connection],
+        entries: int = ENTRIES,
     ) -> None:
-        """`connections`: one to read and one to write; they and the claim are closed with the store. Raises
-        StoreError."""
+        """`connections`: one to read and one to write; they and the claim are closed with the store. The rest
+        is as for `open`. Raises StoreError."""
         self.set_aside = held.set_aside
         self._name = held.folder.name
         self._limit = limit
+        self._entries = entries
         self._clock = clock
         self._claim = held
         self._closed = False
@@ -64,34 +70,38 @@ class DiskStore:
         self._reader, self._writer = connections
         self._found: deque[bytes] = deque(maxlen=_FOUND)
         self._disk = BytesDisk(None)
-        with self._changes():
+        self._logs: list[DiskLog] = []
+        with self._changing():
             # At once, or many processes that start together would wait for each other.
             self._sql("BEGIN IMMEDIATE")
             self._cache = BytesCache(self._writer, limit)
             self._sql("COMMIT")
         self._make_room()
-        with self._changes():
-            self._shrink()
+        with self._changing():
+            diskroom.shrink(self._writer)
             # A process that died may have left what it had deleted.
             self._wipe()
             for connection in connections:
                 connection.execute(f"PRAGMA busy_timeout={_PATIENCE}")
 
     @classmethod
-    def open(cls, folder: Path, limit: int, clock: Callable[[], float] = time.time) -> "DiskStore":
+    def open(
+        cls, folder: Path, limit: int, clock: Callable[[], float] = time.time, *, entries: int = ENTRIES
+    ) -> "DiskStore":
         """The store in `folder`, which is made with mode 0700 if it is missing.
 
         `limit`: bytes of its database, of which it needs some itself: less than `LEAST` is taken for that.
-        `clock`: unix seconds. Where no other process has it open, all of it
-        is read, to see that it is whole; what is damaged or of another version is renamed to
-        `NAME.damaged-TIME`, and the store is empty then. Raises OSError when the folder cannot be used.
+        `clock`: unix seconds. `entries`: the most rows of the log, counting those that are gone; what came
+        first is dropped as more is added. Where no other process has it open, all of it is read, to see that
+        it is whole; what is damaged or of another version is renamed to `NAME.damaged-TIME`, and the store is
+        empty then. Raises OSError when the folder cannot be used.
         """
         with ExitStack() as undo:
             held = undo.enter_context(closing(Claim.on(folder)))
             reader = undo.enter_context(closing(connected(folder, writes=False)))
             writer = undo.enter_context(closing(connected(folder, writes=True)))
             try:
-                store = cls(max(limit, LEAST), clock, held, (reader, writer))
+                store = cls(max(limit, LEAST), clock, held, (reader, writer), entries)
             except StoreError as error:
                 raise OSError(f"{folder}: {error}") from None
             undo.pop_all()
@@ -109,7 +119,7 @@ class DiskStore:
                 return None
             mode, filename, value = found[0]
             blob = self._disk.fetch(mode, filename, value, False, key)  # noqa: FBT003 - its signature
-        except _ERRORS as error:
+        except ERRORS as error:
             raise self._translated(error) from None
         self._found.append(key)
         return blob
@@ -118,12 +128,10 @@ class DiskStore:
         self.put_all([Blob(key, blob, tag, seconds)])
 
     def put_all(self, blobs: Sequence[Blob]) -> None:
-        if any(_OWN + room(len(one.blob)) > self._limit for one in blobs):
-            raise StoreError(f"{self._name}: larger than the whole store")
+        self._refuse(max([room(len(one.blob)) + changes.room_of(one.near) for one in blobs], default=0))
         now = self._clock()
-        with self._changes(), self._cache.transact():
-            self._mark([self._found.popleft() for _ in range(len(self._found))])
-            at = self._latest()
+        with self._changing(), self._cache.transact():
+            at = diskroom.mark(self._writer, [self._found.popleft() for _ in range(len(self._found))])
             for one in blobs:
                 key, raw = self._disk.put(one.key)
                 size, mode, name, value = self._disk.store(one.blob, False, one.key)  # noqa: FBT003 - its signature
@@ -131,17 +139,18 @@ class DiskStore:
                 until = max(now + one.seconds, sys.float_info.min)
                 self._sql(PUT, key, raw, now, until, at, one.tag, size, mode, name, value)
                 at = math.nextafter(at, math.inf)
+            self._log([(one.key, one.near) for one in blobs if one.near is not None])
             self._sql(OVER, now)
-            more = self._cull()
+            more = diskroom.cull(self._writer, self._limit)
         if more:
             self._make_room()
         if self._wiping:
-            with self._changes():
+            with self._changing():
                 self._wipe()
 
     def touch(self, keys: Iterable[bytes]) -> None:
-        with self._changes(), self._cache.transact():
-            self._mark(keys)
+        with self._changing(), self._cache.transact():
+            diskroom.mark(self._writer, keys)
 
     def delete(self, keys: Iterable[bytes]) -> int:
         def remove() -> int:
@@ -166,37 +175,71 @@ class DiskStore:
                 count += some
             return count
 
-        with self._changes():
+        with self._changing():
             over = self._rows("SELECT 1 FROM Cache WHERE expire_time < ? LIMIT 1", just_over)
         return self._remove(remove) if over else 0
+
+    def changes(self) -> DiskLog:
+        with self._changing():
+            if self._closed:
+                raise sqlite3.ProgrammingError("closed")
+            connection = connected(self._claim.folder, writes=False)
+            connection.execute(f"PRAGMA busy_timeout={_PATIENCE}")
+            self._logs = [log for log in self._logs if not log.closed]
+            self._logs.append(DiskLog(connection, self._name, self._clock))
+            return self._logs[-1]
+
+    def note(self, key: bytes, near: Near) -> bool:
+        self._refuse(changes.room_of(near))
+        with self._changing(), self._cache.transact():
+            if not self._rows(THERE, key, self._clock()):
+                return False
+            self._log([(key, near)])
+        self._make_room()
+        return True
+
+    def served(self, name: str, key: bytes) -> None:
+        self.served_all([(name, key)])
+
+    def served_all(self, served: Sequence[tuple[str, bytes]]) -> None:
+        with self._changing(), self._cache.transact():
+            changes.serve(self._writer, served)
+
+    def served_key(self, name: str) -> bytes | None:
+        with self._changing():
+            return changes.served_key(self._writer, name)
 
     def rows(self, start: int) -> Iterator[Row]:
         last: int | None = 0
         while last is not None:
-            with self._changes():
-                batch, last = self._batch(last, start)
+            with self._changing():
+                batch, last = listed(self._writer, last, self._clock(), start)
             yield from batch
 
     def stats(self) -> StoreStats:
-        with self._changes():
-            return StoreStats(self._rows("SELECT count(*) FROM Cache")[0][0], self._used(), self._limit)
+        with self._changing():
+            ((entries,),), ((logged,),) = map(self._rows, (COUNT, changes.COUNT))
+            return StoreStats(entries, diskroom.used(self._writer), self._limit, logged)
 
     def close(self) -> None:
         with self._reading, self._writing:
             self._closed = True
+            # Not after the claim: nothing would keep the store from being replaced while one of them reads.
+            for log in self._logs:
+                log.close()
             for connection in (self._reader, self._writer):
                 with suppress(sqlite3.Error):
                     connection.close()
             self._claim.close()
 
-    # All that follows is called within `_changes`, except for `_make_room` and `_remove`.
+    # All that follows is called within `_changing`, except for `_make_room`, `_remove` and `_refuse`.
 
     @contextmanager
-    def _changes(self) -> Iterator[None]:
+    def _changing(self) -> Iterator[None]:
         with self._writing:
             try:
                 yield
-            except _ERRORS as error:
+            except ERRORS as error:
                 raise self._translated(error) from None
             finally:
                 # diskcache leaves a transaction open that cannot be committed.
@@ -205,18 +248,7 @@ class DiskStore:
                         self._writer.execute("ROLLBACK")
 
     def _translated(self, error: Exception) -> StoreError:
-        """Without its cause: that may quote what is in the file."""
-        if self._closed:
-            return StoreError(f"{self._name}: the store is closed")
-        if isinstance(error, (ValueError, TypeError)):
-            return DamagedEntryError(f"{self._name}: it is damaged ({type(error).__name__})")
-        # What diskcache raises, also when it fails to roll back, hides what SQLite said before.
-        cause: BaseException | None = error
-        first: BaseException = error
-        while cause is not None:
-            first = cause if isinstance(cause, sqlite3.Error) else first
-            cause = cause.__context__
-        return StoreError(f"{self._name}: {reason(first)}")
+        return translated(self._name, error, closed=self._closed)
 
     def _sql(self, statement: str, *values: object) -> int:
         return self._writer.execute(statement, values).rowcount
@@ -224,77 +256,34 @@ class DiskStore:
     def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         return self._writer.execute(statement, values).fetchall()
 
-    def _latest(self) -> float:
-        """Later than any entry was used: clocks are set back."""
-        ((latest,),) = self._rows("SELECT max(access_time) FROM Cache WHERE access_time < 1e300")
-        return math.nextafter(latest or 0.0, math.inf)
+    def _refuse(self, size: int) -> None:
+        if diskroom.OWN + size > self._limit:
+            raise StoreError(f"{self._name}: larger than the whole store")
 
-    def _mark(self, keys: Iterable[bytes]) -> None:
-        at = self._latest()
-        times = []
-        for key in keys:
-            times.append((at, key))
-            at = math.nextafter(at, math.inf)
-        self._writer.executemany("UPDATE Cache SET access_time = ? WHERE key = ? AND raw = 1", times)
-
-    def _used(self) -> int:
-        ((pages,),), ((free,),) = self._rows("PRAGMA page_count"), self._rows("PRAGMA freelist_count")
-        return int(pages - free) * PAGE
-
-    def _cull(self) -> bool:
-        """Make room, in one step; returns whether another one is needed."""
-        excess = self._used() - self._limit
-        if excess <= 0:
-            return False
-        oldest = self._rows("SELECT rowid, length(value) FROM Cache ORDER BY access_time LIMIT ?", _STEP)
-        for rowid, size in oldest:
-            if excess > 0:
-                self._sql("DELETE FROM Cache WHERE rowid = ?", rowid)
-                excess -= size or 0
-        return bool(oldest) and self._used() > self._limit
+    def _log(self, added: Sequence[tuple[bytes, Near]]) -> None:
+        for key, near in added:
+            changes.add(self._writer, key, near)
+        if added:
+            changes.trim(self._writer, self._entries, len(added))
 
     def _make_room(self) -> None:
         more = True
         while more:
-            with self._changes(), self._cache.transact():
-                more = self._cull()
+            with self._changing(), self._cache.transact():
+                more = diskroom.cull(self._writer, self._limit)
 
     def _remove(self, remove: Callable[[], int]) -> int:
-        with self._changes():
+        with self._changing():
             self._claim.change()  # what is being written now was asked for before
             try:
                 count = remove()
             finally:
                 self._claim.change()
-            self._shrink()
+            diskroom.shrink(self._writer)
             self._wipe()
         return count
 
-    def _shrink(self) -> None:
-        """Give unused pages back to the file system, a few at a time: others want to write too."""
-        with suppress(sqlite3.Error):
-            ((free,),) = self._rows("PRAGMA freelist_count")
-            for _ in range(0, free, _STEP * _STEP):
-                # `execute` would stop after the first page: SQLite answers with a row for each.
-                self._writer.executescript(f"PRAGMA incremental_vacuum({_STEP * _STEP})")
-
     def _wipe(self) -> None:
-        """Move the log into the database, where zeros overwrite what was deleted, and empty it. Left to the
-        next change while somebody reads."""
+        """Left to the next change while somebody reads."""
         self._wiping = True
-        with suppress(sqlite3.Error):
-            ((busy, _, _),) = self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._wiping = busy != 0
-
-    def _batch(self, after: int, start: int) -> tuple[list[Row], int | None]:
-        batch = []
-        self._sql("BEGIN")
-        found = self._rows(ROWS, after, self._clock())
-        for rowid, key, tag, expires in found:
-            with self._writer.blobopen("Cache", "value", rowid, readonly=True) as value:
-                begin = value.read(FRONT + start)
-            with suppress(ValueError):
-                size = length(key, begin)
-                batch.append(Row(key, tag, expires, size, begin[FRONT : FRONT + min(start, size)]))
-        self._sql("COMMIT")
-        return batch, found[-1][0] if found else None
+        self._wiping = not diskroom.wipe(self._writer)

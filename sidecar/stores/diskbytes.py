@@ -16,32 +16,36 @@ leads to one: it gets no tail, and no page of its own.
 
 import os
 import sqlite3
+from contextlib import suppress
 from typing import Any
 
 import diskcache
 from diskcache.core import DBNAME, DEFAULT_SETTINGS, METADATA, MODE_RAW, UNKNOWN
 
+from sidecar.stores.base import Row
 from sidecar.stores.sqlitefile import PAGE
 
 __all__ = [
+    "COUNT",
     "DBNAME",
-    "FRONT",
     "GET",
     "OVER",
     "PUT",
-    "ROWS",
     "SETTINGS",
+    "THERE",
     "BytesCache",
     "BytesDisk",
-    "length",
+    "listed",
     "room",
+    "unwrap",
+    "wrap",
 ]
 
-FRONT = ((PAGE - 12) * 32 // 255) - 23
+_FRONT = ((PAGE - 12) * 32 // 255) - 23
 """From https://www.sqlite.org/fileformat2.html, section 1.6."""
 _PIECE = PAGE - 4
 _SMALL = 64
-LONGEST_KEY = FRONT - 10
+LONGEST_KEY = _FRONT - 10
 
 SETTINGS = frozenset(DEFAULT_SETTINGS.keys() | METADATA.keys())
 """All that diskcache keeps in its table of settings. It runs others as pragmas, if they are in the file."""
@@ -49,6 +53,8 @@ SETTINGS = frozenset(DEFAULT_SETTINGS.keys() | METADATA.keys())
 
 # What is asked of the table that diskcache makes, where it would go by the wall clock.
 GET = "SELECT mode, filename, value FROM Cache WHERE key = ? AND raw = 1 AND expire_time > ?"
+THERE = "SELECT 1 FROM Cache WHERE key = ? AND raw = 1 AND expire_time > ?"
+COUNT = "SELECT count(*) FROM Cache"
 PUT = (
     "INSERT INTO Cache (key, raw, store_time, expire_time, access_time, tag, size, mode, filename, value)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key, raw) DO UPDATE SET"
@@ -60,7 +66,7 @@ OVER = (
     "DELETE FROM Cache WHERE rowid IN"
     " (SELECT rowid FROM Cache WHERE expire_time <= ? ORDER BY expire_time LIMIT 10)"
 )
-ROWS = (
+_ROWS = (
     "SELECT rowid, key, tag, expire_time FROM Cache WHERE rowid > ? AND raw = 1 AND mode = 1"
     " AND expire_time > ? AND typeof(key) = 'blob' AND typeof(tag) = 'text' AND typeof(value) = 'blob'"
     " ORDER BY rowid LIMIT 100"
@@ -68,25 +74,56 @@ ROWS = (
 
 
 def _front(key: bytes, size: int) -> bytes:
-    return (size.to_bytes(8, "big") + len(key).to_bytes(2, "big") + key).ljust(FRONT, b"\0")
+    return (size.to_bytes(8, "big") + len(key).to_bytes(2, "big") + key).ljust(_FRONT, b"\0")
 
 
-def length(key: bytes, value: bytes) -> int:
-    """Of the blob that a stored value, or its first `FRONT` bytes, belongs to. Raises ValueError where it is
+def _length(key: bytes, value: bytes) -> int:
+    """Of the blob that a stored value, or its first `_FRONT` bytes, belongs to. Raises ValueError where it is
     not that key's: a damaged index can lead to another row."""
     size = int.from_bytes(value[:8], "big")
-    if value[:FRONT] != _front(key, size):
+    if value[:_FRONT] != _front(key, size):
         raise ValueError("the value of another key")
     return size
 
 
+def wrap(key: bytes, blob: bytes, small: int = _SMALL) -> bytes:
+    """What is stored of a blob. `small`: bytes up to which it may share its pages."""
+    return b"".join((_front(key, len(blob)), blob, bytes(_tail(len(blob), small))))
+
+
+def unwrap(key: bytes, value: bytes, small: int = _SMALL) -> bytes:
+    """The blob. Raises ValueError where it is not whole, or that of another key."""
+    size = _length(key, value)
+    if len(value) != _FRONT + size + _tail(size, small):
+        raise ValueError("a value that is not whole")
+    return value[_FRONT : _FRONT + size]
+
+
+def listed(
+    connection: sqlite3.Connection, after: int, now: float, start: int
+) -> tuple[list[Row], int | None]:
+    """Some entries that follow the number `after`, with the first `start` bytes of each; and the number that
+    others may follow."""
+    found = []
+    connection.execute("BEGIN")
+    rows = connection.execute(_ROWS, (after, now)).fetchall()
+    for rowid, key, tag, expires in rows:
+        with connection.blobopen("Cache", "value", rowid, readonly=True) as value:
+            begin = value.read(_FRONT + start)
+        with suppress(ValueError):
+            size = _length(key, begin)
+            found.append(Row(key, tag, expires, size, begin[_FRONT : _FRONT + min(start, size)]))
+    connection.execute("COMMIT")
+    return found, rows[-1][0] if rows else None
+
+
 def room(size: int) -> int:
     """Bytes that a blob takes in the database, about."""
-    return size + _tail(size) + FRONT + 300
+    return size + _tail(size, _SMALL) + _FRONT + 300
 
 
-def _tail(size: int) -> int:
-    return -size % _PIECE if size > _SMALL else 0
+def _tail(size: int, small: int) -> int:
+    return -size % _PIECE if size > small else 0
 
 
 class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # it has no types
@@ -107,8 +144,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # it has no types
     def store(self, value: bytes, read: object, key: bytes = UNKNOWN) -> tuple[int, int, None, memoryview]:
         if type(value) is not bytes or type(key) is not bytes or read:
             raise TypeError("keys and values are bytes")
-        whole = b"".join((_front(key, len(value)), value, bytes(_tail(len(value)))))
-        return 0, MODE_RAW, None, sqlite3.Binary(whole)
+        return 0, MODE_RAW, None, sqlite3.Binary(wrap(key, value))
 
     def fetch(
         self, mode: object, filename: object, value: object, read: object, key: bytes | None = None
@@ -117,10 +153,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # it has no types
             raise ValueError("a value that is not bytes")
         if key is None:
             key = value[10 : 10 + int.from_bytes(value[8:10], "big")]
-        size = length(key, value)
-        if len(value) != FRONT + size + _tail(size):
-            raise ValueError("a value that is not whole")
-        return value[FRONT : FRONT + size]
+        return unwrap(key, value)
 
     def filename(self, key: object = UNKNOWN, value: object = UNKNOWN) -> tuple[str, str]:
         raise ValueError("there are no files of values")

@@ -14,6 +14,7 @@ from contextlib import closing
 from functools import cache, partial
 from pathlib import Path
 
+from sidecar.stores import changes
 from sidecar.stores.diskbytes import DBNAME, SETTINGS, BytesCache
 from sidecar.stores.sqlitefile import (
     ERRORS,
@@ -28,7 +29,7 @@ from sidecar.stores.sqlitefile import (
     sync_folder,
 )
 
-VERSION = 2
+VERSION = 3
 """Of the database; whoever changes what is in it gives it another."""
 _PATIENCE = 60.0
 """Seconds to wait for a process that checks the store."""
@@ -183,7 +184,7 @@ def _create(draft: Path) -> None:
     try:
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             connection.execute(f"PRAGMA page_size={PAGE}")
-            BytesCache(connection, 0)
+            _make(connection)
             connection.execute(f"PRAGMA user_version={VERSION}")
     except ERRORS as error:
         raise OSError(f"{draft}: {reason(error)}") from None
@@ -202,5 +203,10 @@ def _check(connection: sqlite3.Connection, *, content: bool = False) -> None:
 @cache
 def _model() -> Shape:
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        BytesCache(connection, 0)
+        _make(connection)
         return shape(connection)
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    BytesCache(connection, 0)
+    changes.make(connection)

@@ -4,13 +4,15 @@ from collections.abc import Callable
 
 import msgspec
 
+from sidecar.cache.inquiry import Inquiry, Place
 from sidecar.config import Config
 from sidecar.core import policy
 from sidecar.core.answer import Answer
 from sidecar.core.caching import NO_WISH, Wish, refused, wish
+from sidecar.core.canonical import LARGEST
 from sidecar.core.dialects import Dialect
 from sidecar.core.errors import RefusedError
-from sidecar.core.fingerprint import Caller, Keys, identity, keys, shared_scope
+from sidecar.core.fingerprint import Caller, Keys, identity, keys, question, shared_scope
 from sidecar.core.latency import Labels
 from sidecar.core.types import Intent, Request
 from sidecar.engine.pump import Ask, Keep
@@ -22,6 +24,8 @@ from sidecar.web.render import EARLY_TYPE
 from sidecar.web.routes import Route, Routes, provider
 from sidecar.web.visit import NAME, Visit
 
+_PATH = 1024
+"""Characters of a path that records repeat."""
 _REMEMBERED = 4096
 """Requests whose keys are remembered, so that a body that comes again is not parsed again."""
 
@@ -42,6 +46,8 @@ class Asked(msgspec.Struct):
     plain: bool = False
     """Whether the answer is asked for uncompressed, whatever the client takes."""
     wish: Wish = NO_WISH
+    similarity: float | None = None
+    """How near another question has to be for its answer, at least."""
 
     def call(self) -> Call:
         """The call itself. Made once: it may hold the rest of a body that streams past."""
@@ -70,6 +76,7 @@ class Asks:
         self._routes = routes
         self._secret = secret
         self._cache = config.cache
+        self._compares = config.cache.mode in ("semantic", "shadow")
         self._keys: dict[bytes, Keys | None] = {}
 
     def route(self, request: Request, path: str) -> Route:
@@ -113,7 +120,8 @@ class Asks:
         plain = early > 0
         if self._cache.uncompressed and self._cache.mode != "off" and dialect is not None and said.write:
             plain = plain or self._routes.terms(request.path, route).ttl > 0
-        return Asked(request, route, dialect, body, intent, labels, early, configured, plain, said)
+        near = intake.similarity(request.fields.get(b"slipstream-similarity"))
+        return Asked(request, route, dialect, body, intent, labels, early, configured, plain, said, near)
 
     def ask(self, visit: Visit, asked: Asked, caller: Caller) -> Ask:
         """By what others find its call and its answer; also what the line says of the cache."""
@@ -149,13 +157,8 @@ class Asks:
         """The keys; they follow from the request's identity, which is cheaper to have."""
         if known in self._keys:
             return self._keys[known]
-        scope = (
-            caller.scope
-            if self._cache.share == "credential"
-            else shared_scope(self._secret, caller, asked.request)
-        )
         made = keys(
-            scope,
+            self._scope(asked, caller),
             asked.route.place,
             asked.request,
             asked.body.kept,
@@ -175,4 +178,27 @@ class Asks:
             return None
         query = "alt=sse" if "alt=sse" in asked.request.query.split("&") else ""
         tag, path = caller.scope[:8].hex(), asked.request.path
-        return Keep(found, terms, tag, path, query, self._generation())
+        return Keep(found, terms, tag, path, query, self._generation(), self._inquiry(asked, caller))
+
+    def _inquiry(self, asked: Asked, caller: Caller) -> Inquiry | None:
+        """What is asked, for whoever wants to compare it; None where that is of no use. The body is parsed
+        when it is read, and not before."""
+        request, route, dialect, body = asked.request, asked.route, asked.dialect, asked.body.kept
+        if dialect is None or not self._compares or not dialect.asks or len(body) > LARGEST:
+            return None
+        named = request.fields.get(b"slipstream-namespace")
+        namespace = named.decode("utf-8", "replace") if named is not None else None
+        threshold = self._routes.threshold(request.path, route, namespace)
+        scope, ignored = self._scope(asked, caller), self._cache.ignore
+        return Inquiry(
+            lambda: question(scope, route.place, request, body, dialect, ignored),
+            Place(route.name, request.path[:_PATH], namespace and namespace[:NAME]),
+            max(threshold, asked.similarity or 0.0),
+            self._config.semantic.longest,
+        )
+
+    def _scope(self, asked: Asked, caller: Caller) -> bytes:
+        """Who shares what is stored."""
+        if self._cache.share == "credential":
+            return caller.scope
+        return shared_scope(self._secret, caller, asked.request)

@@ -22,6 +22,7 @@ from sidecar.web.routes import Route
 _TARGET = re.compile(rb"/[^\x00-\x20\x7f]*")
 _LONGEST_WAIT = 3600.0
 _WAIT = re.compile(rb'wait\s*=\s*"?([0-9]{1,9})"?')
+_SHARE = re.compile(rb"0(\.[0-9]{0,17})?|1(\.0{0,17})?|\.[0-9]{1,17}")
 _SURPRISES = (ValueError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError)
 
 
@@ -84,6 +85,16 @@ def patience(value: bytes | None) -> float | None:
         return Patience.parse(value.decode("ascii", "replace"))
     except ValueError as error:
         raise RefusedError("bad_request", f"Slipstream-Disconnect: {error}", close=False) from None
+
+
+def similarity(value: bytes | None) -> float | None:
+    """`Slipstream-Similarity`; None where there is none. Raises RefusedError for what is none."""
+    if value is None:
+        return None
+    if not _SHARE.fullmatch(value):
+        detail = "Slipstream-Similarity: expected a number from 0 to 1, such as 0.95"
+        raise RefusedError("bad_request", detail, close=False)
+    return float(value)
 
 
 def preference(request: Request) -> float | None:

@@ -71,6 +71,8 @@ class Route(msgspec.Struct, frozen=True):
     """What this upstream's configuration says of clients that leave."""
     rule: CacheRule | None
     """What it says of stored answers."""
+    threshold: float | None = None
+    """What it says of how near two questions have to be."""
 
     def target(self, request: Request) -> bytes:
         """The target as the upstream gets it."""
@@ -89,6 +91,8 @@ class Routes:
         made = [_route(table, prefix) for table in tables for prefix in table.paths]
         self._patience: dict[str, Patience] = _longest_first(config.disconnect.paths)
         self._cache = config.cache
+        self._semantic = config.semantic
+        self._thresholds: dict[str, float] = _longest_first(config.semantic.paths)
         self._rules: dict[str, CacheRule] = _longest_first(config.cache.paths)
         self._terms: dict[tuple[str, str], Terms] = {}
         self._default = config.disconnect.default
@@ -131,6 +135,17 @@ class Routes:
         # An entry that fills the store, or the memory for those that wait for it, would drive out all others.
         said["largest"] = min(said["largest"], cache.size // 4)
         return Terms(**said | {"finish": frozenset(said["finish"])})
+
+    def threshold(self, path: str, route: Route, namespace: str | None) -> float:
+        """Cosine of two questions from which on they may be the same: as configured for the namespace, else
+        for the path, else for the upstream, else for all."""
+        semantic = self._semantic
+        if namespace is not None and namespace in semantic.namespaces:
+            return semantic.namespaces[namespace]
+        for prefix, similarity in self._thresholds.items():
+            if _below(path, prefix):
+                return similarity
+        return semantic.threshold if route.threshold is None else route.threshold
 
     def patience(self, path: str, route: Route) -> float:
         """Seconds that a call there may go on when its client has left: as configured for the path, else
@@ -178,4 +193,5 @@ def _route(table: UpstreamTable, prefix: str) -> Route:
         cut=len(literal.encode()) if table.strip and "*" not in literal else 0,
         patience=table.disconnect,
         rule=table.cache,
+        threshold=table.threshold,
     )

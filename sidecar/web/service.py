@@ -31,6 +31,7 @@ from sidecar.web.follow import Follow
 from sidecar.web.own import Own
 from sidecar.web.proxy import Log, Proxy
 from sidecar.web.routes import Routes
+from sidecar.web.semantics import Parts, Semantics
 from sidecar.web.server import Server
 from sidecar.web.submit import Submit, prepared
 from sidecar.web.webhooks import Webhooks, allowed, target
@@ -58,11 +59,13 @@ class Service:
         answers: Callable[[], AnswerStore | None] | None = None,
         note: Callable[[Mapping[str, int]], None] | None = None,
         webhook_key: bytes = b"",
+        semantic: Parts | None = None,
     ) -> None:
         """`lines` takes the latency lines, `log` everything else. `tls` is for calls to upstreams; the
         system's trust store when left out. `store` is where jobs are kept; without one there are none.
         `answers` opens the store of answers, in a thread; without one they are in memory only. `note` writes
-        down what the cache has counted; see `ExactCache`.
+        down what the cache has counted; see `ExactCache`. `semantic` is what answers to other questions are
+        found with, where that is configured.
 
         Raises ConfigError.
         """
@@ -76,8 +79,16 @@ class Service:
         self._cache = ExactCache(config.cache.memory, self._cache_failing, self._on_fault, note=note)
         self._opener = answers if config.cache.mode != "off" else None
         self._opening: asyncio.Task[None] | None = None
+        self._semantics: Semantics | None = None
+        if semantic is not None and config.cache.mode in ("semantic", "shadow"):
+            self._semantics = Semantics(config, semantic, self._cache, secret, log, self._on_fault)
         kept = Answers(
-            self._cache, self._hub, fresh_ids=config.cache.fresh_ids, paced=config.cache.replay == "paced"
+            self._cache,
+            self._hub,
+            fresh_ids=config.cache.fresh_ids,
+            paced=config.cache.replay == "paced",
+            semantic=self._semantics.cache if self._semantics else None,
+            paraphrases=self._semantics.paraphrases if self._semantics else None,
         )
         follow = Follow(config, self._hub, secret)
         self._hub.keep = kept.keep
@@ -134,7 +145,10 @@ class Service:
         )
         if self._opener is not None:
             self._opening = asyncio.create_task(self._open_answers(self._opener))
+            end = time.monotonic() + _OPENING
             await asyncio.wait({self._opening}, timeout=_OPENING)
+            if self._semantics is not None:
+                await self._semantics.started(end - time.monotonic())
         try:
             await self._jobs.start()  # what an earlier process left is taken up before anything new
         except StoreError as error:
@@ -152,6 +166,8 @@ class Service:
         """
         self._proxy.draining = True
         self._jobs.drain()
+        if self._semantics is not None:
+            self._semantics.drain()
         self._hub.drain()
         begun = time.perf_counter()
         clean = await self._settled(grace)
@@ -168,6 +184,8 @@ class Service:
         await self._jobs.close()
         if self._opening is not None:
             await asyncio.wait({self._opening}, timeout=_LAST_WORDS)
+        if self._semantics is not None:
+            await self._semantics.close()
         await self._cache.close()
         if self._listener is not None:
             self._listener.close()
@@ -204,6 +222,8 @@ class Service:
             reason = "it was damaged, or of another version; an empty one takes its place"
             self._cache.counts["store_set_aside"] += 1
             self._log.warning("cache_set_aside", folder=str(aside), reason=reason)
+        if self._semantics is not None:
+            self._semantics.start()
 
     def _cache_failing(self, reason: str | None) -> None:
         if reason is not None:

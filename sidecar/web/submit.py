@@ -64,6 +64,8 @@ class Submit:
         if asked.wish.only_if_cached:
             raise RefusedError("not_cached", "only-if-cached, and jobs are always made", close=False)
         ask = self._asks.ask(visit, asked, caller)
+        if ask.keep is not None and ask.keep.inquiry is not None:
+            ask.keep.inquiry.read()  # or it would hold the body for as long as the job waits
         again = self._jobs.repeated(ask, retry=is_retry(request.fields))
         name = again or mint(self._secret, caller.scope, "j")
         self._waiting[name] += 1

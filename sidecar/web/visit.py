@@ -1,5 +1,6 @@
 """One client request while it is served, and the line that is left of it."""
 
+from sidecar.cache.inquiry import Inquiry
 from sidecar.core.dialects import Dialect
 from sidecar.core.entry import Known
 from sidecar.core.latency import Heard, Trace, record
@@ -16,7 +17,7 @@ NAME = 128
 class Visit:
     """What belongs to one request."""
 
-    __slots__ = ("dialect", "hit", "live", "logged", "reply", "stored", "taken", "trace", "whole")
+    __slots__ = ("dialect", "hit", "inquiry", "live", "logged", "reply", "stored", "taken", "trace", "whole")
 
     def __init__(self, method: str, reply: Reply) -> None:
         self.reply = reply
@@ -29,6 +30,8 @@ class Visit:
         """What is known of the stored answer that it was answered with, if that was no stream."""
         self.hit: Hit | None = None
         """What it was answered with, if that was at hand."""
+        self.inquiry: Inquiry | None = None
+        """What was looked for among other questions."""
         self.taken = False
         """The client has been sent all that there was of the answer."""
         self.logged = False
@@ -44,7 +47,12 @@ class Visit:
 
     def line(self, now: float) -> dict[str, object]:
         """The latency line of a request that ended at `now` (`time.perf_counter`)."""
-        trace, live = self.trace, self.live
+        trace, live, inquiry = self.trace, self.live, self.inquiry
+        if inquiry is not None:
+            trace.embed, trace.search = inquiry.embed, inquiry.search
+            nearest = inquiry.verdict.nearest
+            if nearest is not None and trace.similarity is None:
+                trace.similarity, trace.guard = nearest.similarity, nearest.guard
         if live is not None:
             if trace.cache_kind != "stale":
                 trace.timings = live.timings

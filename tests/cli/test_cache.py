@@ -11,6 +11,7 @@ import pytest
 
 from sidecar.core.entry import point
 from sidecar.stores import counts
+from sidecar.stores.base import Near
 from tests.cli.cache_rig import ALICE, BOB, CHAT, ROOM, alias_of, key_of, keys_in, put, some, store_in
 from tests.cli.conftest import finished
 
@@ -153,6 +154,58 @@ def test_stats_tell_what_was_counted_in_words(cache, folder):
     assert "3 from_the_future" in told
     assert not any("temperature" in line for line in told)
     assert json.loads(cache("stats", "--json").out)["counts"] == added
+
+
+def test_stats_tell_how_many_can_be_found_in_other_words(cache, folder):
+    assert json.loads(cache("stats", "--json").out)["vectors"] == 0
+    assert "in other words" not in cache("stats").out
+    with store_in(folder) as store:
+        for name in ("one", "two"):
+            store.note(key_of(name), Near(bytes(32), b"vector", b"traits"))
+    assert json.loads(cache("stats", "--json").out)["vectors"] == 2
+    assert "  found by the same question in other words: 2 answers\n" in cache("stats").out
+
+
+def test_stats_tell_what_came_of_comparing_questions(cache, folder):
+    added = {
+        "hit_memory": 2,
+        "hit_semantic": 40,
+        "semantic_late": 5,
+        "semantic_never_heard_of": 6,
+        "guard_numbers": 30,
+        "guard_word_order": 7,
+        "verify_right": 39,
+        "verify_wrong": 1,
+        "shadow_right": 1,
+        "shadow_wrong": 2,
+        "note_failed": 4,
+    }
+    counts.add(folder / "counts.json", added)
+    told = [" ".join(line.split()) for line in cache("stats").out.splitlines()]
+    assert "42 answered from the cache" in told
+    assert "40 to the same question in other words" in told
+    at = told.index("questions in other words")
+    assert told[at + 1 : at + 10] == [
+        "39 checked: the upstream says the same",
+        "30 refused by the guard: numbers",
+        "7 refused by the guard: word order",
+        "6 never heard of",
+        "5 looking took longer than semantic.deadline",
+        "2 not served: the upstream says something else",
+        "1 checked: the upstream says something else",
+        "1 not served: the upstream says the same",
+        "2.5% false hits among those checked (1 of 40)",
+    ]
+    assert told[at + 10 :] == ["66.7% false hits among those that would have been served (2 of 3)"]
+    assert "otherwise" not in " ".join(told)
+    assert json.loads(cache("stats", "--json").out)["counts"] == added
+
+
+def test_stats_say_nothing_of_what_was_not_compared(cache, folder):
+    counts.add(folder / "counts.json", {"hit_memory": 2})
+    out = cache("stats").out
+    assert "in other words" not in out
+    assert "%" not in out.split("since")[1]
 
 
 def test_stats_tell_of_what_is_over_and_of_what_cannot_be_read(cache, folder):
@@ -369,6 +422,54 @@ def test_purge_of_what_is_over(cache, folder):
     assert len(keys_in(folder)) == 9
 
 
+STREAM = "s" + "-_aZ09" * 5 + "xy"
+
+
+@pytest.mark.parametrize("given", [STREAM, f" {STREAM}\n", f"{STREAM}:12", "8f1d22aa00000007"])
+def test_purge_of_what_was_given_under_an_id(cache, folder, given):
+    with store_in(folder) as store:
+        store.note(key_of("three"), Near(bytes(32), b"vector", b"traits"))
+        store.served_all([(STREAM, key_of("three")), ("8f1d22aa00000007", key_of("three"))])
+        store.served("8f1d22aa00000008", key_of("one"))
+    before = keys_in(folder)
+    code, out, err = cache("purge", f"--stream={given}")
+    assert (code, err, out.count("\n")) == (0, "", 1)
+    assert out.startswith(f"1 answer purged: n, {CHAT}, stored ")
+    assert out.endswith(f", key {key_of('three').hex()}\n")
+    assert keys_in(folder) == before - {key_of("three"), alias_of("three")}
+    with store_in(folder) as store:
+        assert store.stats().vectors == 0
+        assert store.served_key(STREAM) is None
+        assert store.served_key("8f1d22aa00000008") == key_of("one")
+    assert cache("purge", "--stream", STREAM).code == 1
+
+
+@pytest.mark.parametrize("given", ["unknown", "", "s" * 5000, "a\x1b[2J\u202e", "\udcff"])
+def test_an_id_that_nothing_was_given_under_is_one_line_and_exit_1(cache, folder, given):
+    before = keys_in(folder)
+    code, out, err = cache("purge", f"--stream={given}")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "the last 10,000 ids are remembered" in err
+    assert "\x1b" not in err
+    assert keys_in(folder) == before
+
+
+def test_no_id_is_known_where_nothing_is_stored(cli, clean):
+    code, out, err = cli("cache", "purge", "--stream", "s1", "--data-dir", str(clean / "none"))
+    assert (code, out, err.count("\n")) == (1, "", 2)
+    assert not (clean / "none").exists()
+
+
+def test_what_was_given_under_an_id_goes_though_it_cannot_be_read(cache, folder):
+    with store_in(folder, ago=7200) as store:
+        put(store, "over", seconds=60.0, alias=False)
+        store.put(key_of("damaged"), b"SLA1" + b"?" * 100, tag=ALICE, seconds=9999.0)
+        store.served_all([("s1", key_of("over")), ("s2", key_of("damaged"))])
+    assert cache("purge", "--stream", "s1").out == f"1 answer purged: key {key_of('over').hex()}\n"
+    assert cache("purge", "--stream", "s2").out == f"1 answer purged: key {key_of('damaged').hex()}\n"
+    assert len(keys_in(folder)) == 9
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -377,6 +478,9 @@ def test_purge_of_what_is_over(cache, folder):
         ["--all", "--tenant", ALICE],
         ["--tenant", ALICE, "--model", "m"],
         ["--expired", "--key", "00"],
+        ["--stream", "s1", "--all"],
+        ["--stream", "s1", "--key", "00"],
+        ["--stream", "s1", "--tenant", ALICE],
     ],
 )
 def test_purge_without_exactly_one_aim_is_one_line_and_exit_2(cache, folder, given):
@@ -417,3 +521,11 @@ def test_work_that_fails_is_one_line_and_exit_1(cache, monkeypatch):
     code, out, err = cache("purge", "--all")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "the disk is full" in err
+
+
+def test_purging_everything_purges_what_was_compared(cli, tmp_path):
+    for name in ("shadow.jsonl", "shadow.jsonl.1"):
+        (tmp_path / name).write_text("{}\n")
+    code, _, _ = cli("cache", "purge", "--all", "--data-dir", str(tmp_path))
+    assert code == 0
+    assert not list(tmp_path.glob("shadow*"))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sidecar.cli.cache_import import _Import
 from sidecar.config import load
 from sidecar.core.entry import pointed, unseal
+from sidecar.stores.base import Near
 from sidecar.stores.memory import MemoryStore
 from tests.cli.cache_rig import ALICE, BOB, BODY, CHAT, STREAM, alias_of, key_of, keys_in, put, some, store_in
 from tests.cli.conftest import finished
@@ -100,6 +101,22 @@ def test_what_is_no_text_is_exported_as_base64(cache, folder):
         put(store, "bytes", body=b"\xff\x00", alias=False)
     (found,) = [each for each in exported(cache) if each["key"] == key_of("bytes").hex()]
     assert (found["body_base64"], "body" in found) == ("/wA=", False)
+
+
+def test_an_answers_question_stays_where_it_is(cache, folder, clean):
+    """What comes in is found by identical requests only; what is there keeps its question."""
+    with store_in(folder) as store:
+        store.note(key_of("one"), Near(bytes(32), b"the-vector", b"the-traits"))
+    lines = clean / "lines"
+    assert cache("export", "--output", str(lines)).code == 0
+    assert b"the-" not in lines.read_bytes()
+    assert "identical requests only" in " ".join(cache("import", "--help").out.split())
+    for purged, there in ((False, 1), (True, 0)):
+        if purged:
+            cache("purge", "--all")
+        assert cache("import", str(lines)).code == 0
+        with store_in(folder) as store:
+            assert store.stats().vectors == there
 
 
 def test_export_takes_the_filters_of_list(cache):

@@ -107,7 +107,7 @@ def test_flags_before_environment_before_file(cli, clean, key, in_file, in_envir
 
 
 def test_every_key_is_also_a_variable():
-    samples = {Duration: "7s", Size: "7KiB", bool: "false", list: "https://x,https://y"}
+    samples = {float: "0.5", Duration: "7s", Size: "7KiB", bool: "false", list: "https://x,https://y"}
     spelt = {
         "log.format": "json",
         "cache.mode": "off",
@@ -119,6 +119,10 @@ def test_every_key_is_also_a_variable():
         "cache.replay": "paced",
         "cache.max_temperature": "0.5",
         "cache.paths": "/a=7s,/b=0",
+        "semantic.paths": "/a=0.5,/b=1",
+        "semantic.namespaces": "a=0.5,b=1",
+        "semantic.embedder": "http://x/v1/embeddings",
+        "semantic.skip_guards": "names,numbers",
     }
     for key in KEYS:
         default = value_of(Config(), key)
@@ -391,7 +395,7 @@ def test_the_schema_knows_every_key(cli):
         section, _, name = key.partition(".")
         assert name in tables[section]["properties"]
     assert set(tables["upstreams"]["items"]["properties"]) == {
-        *("name", "url", "paths", "header", "strip", "disconnect", "cache")
+        *("name", "url", "paths", "header", "strip", "disconnect", "cache", "threshold")
     }
 
 

@@ -152,6 +152,12 @@ def test_what_is_said_of_a_hit():
     assert hit_status(known(10.5), TERMS, NOW) == b"slipstream; hit; ttl=89; detail=exact"
     assert hit_status(known(10, ttl=50.0), TERMS, NOW) == b"slipstream; hit; ttl=40; detail=exact"
     assert hit_status(known(10), terms(ttl=20.0), NOW) == b"slipstream; hit; ttl=10; detail=exact"
+
+
+def test_a_similarity_is_never_said_to_be_more_than_it_was():
+    for similarity, shown in ((0.92, b"0.920"), (0.99999, b"0.999"), (1.0, b"1.000"), (0.9299, b"0.929")):
+        said = b"slipstream; hit; ttl=90; detail=semantic:" + shown
+        assert hit_status(known(10), TERMS, NOW, similarity) == said
     assert age(known(10.9), NOW) == b"10"
 
 

@@ -12,7 +12,9 @@ from sidecar.core.types import Outcome, Timings
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
 
-NO_PHASES = dict.fromkeys(["read_ms", "lookup_ms", "connect_ms", "upstream_ms", "store_ms"])
+NO_PHASES = dict.fromkeys(
+    ["read_ms", "lookup_ms", "embed_ms", "search_ms", "connect_ms", "upstream_ms", "store_ms"]
+)
 
 
 def gaps(*values):
@@ -73,6 +75,8 @@ FULL = {
     "outcome": "truncated",
     "cache": "off",
     "cache_kind": None,
+    "similarity": None,
+    "guard": None,
     "ttfb_ms": 500.0,
     "ttft_ms": 700.0,
     "ttft_kind": "reasoning",
@@ -86,6 +90,8 @@ FULL = {
     "phases": {
         "read_ms": 50.0,
         "lookup_ms": None,
+        "embed_ms": None,
+        "search_ms": None,
         "connect_ms": 25.0,
         "upstream_ms": 390.0,
         "store_ms": None,

@@ -285,12 +285,13 @@ async def turns(count: int = 50) -> None:
         await asyncio.sleep(0)
 
 
-async def stopped(rig: Rig) -> None:
-    """The sidecar started last is stopped, in good order."""
+async def stopped(rig: Rig, grace: float = 0.0) -> bool:
+    """The sidecar started last is stopped, in good order. Returns whether all had ended by itself."""
     service = rig.sidecars.pop().service
-    await service.stop(0.0)
+    clean: bool = await service.stop(grace)
 
     async def again(_grace: float) -> bool:
         return True
 
     service.stop = again  # what started it stops it, too
+    return clean

@@ -24,7 +24,7 @@ SCHEMA: dict[str, Any] = {
     "required": ["city"],
 }
 FUNCTION: dict[str, Any] = {"name": "get_weather", "description": "The weather", "parameters": SCHEMA}
-QUESTION: Any = [{"role": "user", "content": "What is the weather?"}]
+QUESTION = "What is the weather?"
 
 
 class Seen(NamedTuple):
@@ -39,6 +39,22 @@ class Asked(NamedTuple):
     model: str
     variant: Variant
     headers: dict[str, str]
+    question: str = QUESTION
+    key: str = "sk-test"
+    heard: list[Any] | None = None
+    """Takes the headers of every response, of calls that are not asynchronous."""
+
+    @property
+    def turns(self) -> Any:
+        return [{"role": "user", "content": self.question}]
+
+    @property
+    def hooks(self) -> dict[str, Any]:
+        """For the SDK's HTTP client, which need not read the system's certificates each time."""
+        heard = self.heard
+        if heard is None:
+            return {}
+        return {"event_hooks": {"response": [lambda got: heard.append(got.headers)]}, "verify": False}
 
 
 Call = Callable[[Asked], Iterator[Seen] | AsyncIterator[Seen]]
@@ -58,14 +74,15 @@ def tool(name: str, arguments: Any) -> tuple[str, Any]:
 def openai_options(asked: Asked) -> dict[str, Any]:
     return {
         "base_url": f"{asked.base}/v1",
-        "api_key": "sk-test",
+        "api_key": asked.key,
         "max_retries": 0,
         "default_headers": asked.headers,
+        "http_client": openai.DefaultHttpxClient(**asked.hooks) if asked.hooks else None,
     }
 
 
 def chat_options(asked: Asked) -> dict[str, Any]:
-    options: dict[str, Any] = {"model": asked.model, "messages": QUESTION}
+    options: dict[str, Any] = {"model": asked.model, "messages": asked.turns}
     if asked.variant.tool:
         options["tools"] = [{"type": "function", "function": FUNCTION}]
     if asked.variant.stream:
@@ -116,13 +133,14 @@ async def openai_chat_async(asked: Asked) -> AsyncIterator[Seen]:
 
 def openai_completions(asked: Asked) -> Iterator[Seen]:
     with openai.OpenAI(**openai_options(asked)) as client:
-        given: Any = client.completions.create(model=asked.model, prompt="Say", stream=asked.variant.stream)
-        for chunk in given if asked.variant.stream else (given,):
+        stream = asked.variant.stream
+        given: Any = client.completions.create(model=asked.model, prompt=asked.question, stream=stream)
+        for chunk in given if stream else (given,):
             yield Seen(dump(chunk), chunk.choices[0].text)
 
 
 def openai_responses(asked: Asked) -> Iterator[Seen]:
-    options: dict[str, Any] = {"model": asked.model, "input": "What is the weather?"}
+    options: dict[str, Any] = {"model": asked.model, "input": asked.question}
     if asked.variant.tool:
         options["tools"] = [{"type": "function", **FUNCTION, "strict": False}]
     with openai.OpenAI(**openai_options(asked)) as client:
@@ -154,11 +172,17 @@ def openai_embeddings(asked: Asked) -> Iterator[Seen]:
 
 
 def anthropic_options(asked: Asked) -> dict[str, Any]:
-    return {"base_url": asked.base, "api_key": "sk-test", "max_retries": 0, "default_headers": asked.headers}
+    return {
+        "base_url": asked.base,
+        "api_key": asked.key,
+        "max_retries": 0,
+        "default_headers": asked.headers,
+        "http_client": anthropic.DefaultHttpxClient(**asked.hooks) if asked.hooks else None,
+    }
 
 
 def message_options(asked: Asked) -> dict[str, Any]:
-    options: dict[str, Any] = {"model": asked.model, "messages": QUESTION, "max_tokens": 100}
+    options: dict[str, Any] = {"model": asked.model, "messages": asked.turns, "max_tokens": 100}
     if asked.variant.tool:
         options["tools"] = [{"name": "get_weather", "description": "The weather", "input_schema": SCHEMA}]
     return options
@@ -207,13 +231,15 @@ def gemini_options(asked: Asked) -> dict[str, Any]:
         config["tools"] = [
             {"function_declarations": [{**FUNCTION, "parameters": None, "parameters_json_schema": SCHEMA}]}
         ]
-    return {"model": asked.model, "contents": "What is the weather?", "config": config}
+    return {"model": asked.model, "contents": asked.question, "config": config}
 
 
 def gemini_client(asked: Asked) -> google.genai.Client:
     retry = types.HttpRetryOptions(attempts=1)
-    options = types.HttpOptions(base_url=asked.base, headers=asked.headers, retry_options=retry)
-    return google.genai.Client(api_key="test", vertexai=False, http_options=options)
+    options = types.HttpOptions(
+        base_url=asked.base, headers=asked.headers, retry_options=retry, client_args=asked.hooks or None
+    )
+    return google.genai.Client(api_key=asked.key, vertexai=False, http_options=options)
 
 
 def seen_content(given: Any) -> Seen:
@@ -246,7 +272,7 @@ async def gemini_async(asked: Asked) -> AsyncIterator[Seen]:
 
 def ollama_options(asked: Asked) -> dict[str, Any]:
     tools = [{"type": "function", "function": FUNCTION}] if asked.variant.tool else None
-    return {"model": asked.model, "messages": QUESTION, "stream": asked.variant.stream, "tools": tools}
+    return {"model": asked.model, "messages": asked.turns, "stream": asked.variant.stream, "tools": tools}
 
 
 def seen_reply(given: Any) -> Seen:
@@ -256,7 +282,7 @@ def seen_reply(given: Any) -> Seen:
 
 
 def ollama_chat(asked: Asked) -> Iterator[Seen]:
-    with ollama.Client(asked.base, headers=asked.headers) as client:
+    with ollama.Client(asked.base, headers=asked.headers, **asked.hooks) as client:
         given: Any = client.chat(**ollama_options(asked))
         yield from map(seen_reply, given if asked.variant.stream else (given,))
 
@@ -269,8 +295,8 @@ async def ollama_chat_async(asked: Asked) -> AsyncIterator[Seen]:
 
 
 def ollama_generate(asked: Asked) -> Iterator[Seen]:
-    with ollama.Client(asked.base, headers=asked.headers) as client:
-        given: Any = client.generate(asked.model, "What?", stream=asked.variant.stream)
+    with ollama.Client(asked.base, headers=asked.headers, **asked.hooks) as client:
+        given: Any = client.generate(asked.model, asked.question, stream=asked.variant.stream)
         for part in given if asked.variant.stream else (given,):
             yield Seen(dump(part), part.response, part.thinking)
 
@@ -298,14 +324,17 @@ CALLS: dict[str, tuple[Call, list[str]]] = {
 CASES = [Case(name, VARIANTS[variant]) for name, (_, variants) in CALLS.items() for variant in variants]
 
 
-def run(case: Case, base: str, *, paced: bool, extra: dict[str, str] | None = None) -> dict[str, Any]:
-    """What the SDK made of the case, as JSON can hold it. An exception is part of the result."""
+def run(
+    case: Case, base: str, *, paced: bool, extra: dict[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
+    """What the SDK made of the case, as JSON can hold it. An exception is part of the result. `more`: fields
+    of `Asked`."""
     seen: list[Seen] = []
     error = None
     call, _ = CALLS[case.call]
     try:
         headers = case.variant.headers(paced=paced) | (extra or {})
-        items = call(Asked(base, case.id, case.variant, headers))
+        items = call(Asked(base, case.id, case.variant, headers, **more))
         if isinstance(items, AsyncIterator):
             asyncio.run(_drain(items, seen))
         else:

@@ -79,12 +79,12 @@ class Provider:
 class Sidecar:
     """The sidecar as users start it. Its log is read in a thread; `wait` looks at it."""
 
-    def __init__(self, upstream: str, data: Path) -> None:
-        command = f"serve --upstream {upstream} --host 127.0.0.1 --port 0 --admin-port 0 --cache off --log-format json"
+    def __init__(self, upstream: str, data: Path, cache: str = "off", **variables: str) -> None:
+        command = f"serve --upstream {upstream} --host 127.0.0.1 --port 0 --admin-port 0 --cache {cache} --log-format json"
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("SLIPSTREAM_")
         }
-        environment |= {"SLIPSTREAM_KEEPALIVE__INTERVAL": "0.02", "XDG_CACHE_HOME": str(data)}
+        environment |= {"SLIPSTREAM_KEEPALIVE__INTERVAL": "0.02", "XDG_CACHE_HOME": str(data), **variables}
         self.lines: list[dict[str, Any]] = []
         self.text: list[str] = []
         self._ended = False
@@ -166,9 +166,16 @@ def install_node() -> None:
 
 
 def run_node(
-    sdk: str, base: str, cases: Iterable[Case], *, paced: bool, extra: dict[str, str] | None = None
+    sdk: str,
+    base: str,
+    cases: Iterable[Case],
+    *,
+    paced: bool,
+    extra: dict[str, str] | None = None,
+    **more: str,
 ) -> dict[str, Any]:
-    """What a JavaScript SDK makes of the cases, by id."""
+    """What a JavaScript SDK makes of the cases, by id. `more`: `question` and `key`; with them the results have
+    the `cache-status` of the last response, too."""
     asked = [
         {
             "id": case.id,
@@ -176,6 +183,7 @@ def run_node(
             "stream": case.variant.stream,
             "tool": case.variant.tool,
             "headers": case.variant.headers(paced=paced) | (extra or {}),
+            **more,
         }
         for case in cases
     ]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sidecar.stores.base import StoreError
 from sidecar.stores.disk import DiskStore
-from tests.stores.answers_rig import DATABASE, LIMIT, is_whole, key, put, sealed
+from tests.stores.answers_rig import DATABASE, LIMIT, is_whole, key, logged, near, put, sealed
 from tests.stores.child import Ballast, say
 
 SMALL = 1 << 20
@@ -18,7 +18,8 @@ SIZES = [10, 3000, 5000, 20_000, 300_000]
 def churn(store: DiskStore, seed: int, number: int) -> None:
     """One change, of any kind."""
     dice = random.Random(f"{seed}-{number}")
-    name = f"{seed}-{dice.randrange(60)}"
+    about = dice.randrange(60)
+    name = f"{seed}-{about}"
     if number % 10 == 7:
         store.purge(f"{dice.randrange(4)}")
     elif number % 10 == 8:
@@ -26,7 +27,11 @@ def churn(store: DiskStore, seed: int, number: int) -> None:
     elif number % 30 == 19:
         store.delete([key(name)])
     else:
-        put(store, name, sealed(dice.randbytes(dice.choice(SIZES))), tag=f"{dice.randrange(4)}")
+        # Those with odd numbers have a question, and say so.
+        asked = near(f"{name} {dice.randrange(2)}") if about % 2 else None
+        body = bytes([about % 2]) + dice.randbytes(dice.choice(SIZES))
+        put(store, name, sealed(body), tag=f"{dice.randrange(4)}", near=asked)
+        store.served(f"id {number % 7}", key(name))
     found = store.get(key(name))
     assert found is None or is_whole(found)
 
@@ -64,12 +69,25 @@ def busy(folder: Path, seed: int) -> None:
 def obey(folder: Path) -> None:
     """What the lines say, with the results."""
     store = DiskStore.open(folder, LIMIT)
+    log = store.changes()
     say("open")
     for line in sys.stdin:
         what, *words = line.split()
         if what == "put":
             put(store, words[0], sealed(words[0].encode()), tag=words[1])
             say("put")
+        elif what == "ask":
+            put(store, words[0], sealed(words[0].encode()), near=near(words[0]))
+            say("asked")
+        elif what == "note":
+            say(store.note(key(words[0]), near(words[1])))
+        elif what == "log":
+            say(len(log.after(0, 1000)), len(log.noted(log.alive())))
+        elif what == "served":
+            store.served(words[0], key(words[1]))
+            say("served")
+        elif what == "whose":
+            say(store.served_key(words[0]) == key(words[1]))
         elif what == "has":
             say(store.get(key(words[0])) is not None)
         elif what == "generation":
@@ -102,11 +120,17 @@ def full(folder: Path) -> None:
         disk.fill()
         assert "the disk is full" in refused(put, store, "large", large)
         assert "the disk is full" in refused(put, store, f"kept {turn}", large)
+        asked = near("large", traits=bytes(1 << 20))
+        assert "the disk is full" in refused(store.note, key("kept 0"), asked)
+        assert logged(store) == dict.fromkeys(
+            map(key, [f"kept {some}" for some in range(turn)]), near("kept")
+        )
         assert store.get(key("large")) is None
         assert store.get(key(f"kept {turn}")) == sealed(b"kept" * 5000)
         assert store.stats().entries == turn + 1
         assert len(list(store.rows(10))) == turn + 1
         disk.free()
+        assert store.note(key(f"kept {turn}"), near("kept"))
     put(store, "large", large)
     assert store.get(key("large")) == large
     put(store, "gone", large)
@@ -124,7 +148,9 @@ def full(folder: Path) -> None:
     assert store.set_aside is None
     assert store.get(key("large")) == large
     assert store.get(key("gone")) is None
+    assert len(logged(store)) == 3
     assert store.clear() == 4
+    assert logged(store) == {}
     store.close()
     say("fine")
 

@@ -3,11 +3,13 @@
 import hashlib
 import os
 import pickle
+import random
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+from sidecar.stores.base import Blob, Near
 from tests.stores.rig import ROOT
 
 DATABASE = "cache.db"
@@ -38,8 +40,34 @@ def is_whole(blob: bytes) -> bool:
     return blob == sealed(blob[64:])
 
 
-def put(store, name, blob=b"blob", *, tag="tag", seconds=HOUR):
-    store.put(key(name), blob, tag=tag, seconds=seconds)
+def put(store, name, blob=b"blob", *, tag="tag", seconds=HOUR, near=None):
+    if near is None:
+        store.put(key(name), blob, tag=tag, seconds=seconds)
+    else:
+        store.put_all([Blob(key(name), blob, tag, seconds, near)])
+
+
+def near(name: object, *, scope: str = "scope", traits: bytes = b"traits") -> Near:
+    """As of a question; another one for another name."""
+    return Near(key(scope), random.Random(str(name)).randbytes(768), traits)
+
+
+def logged(store) -> dict[bytes, Near]:
+    """All that the log has, by its keys; it holds together."""
+    log = store.changes()
+    changes = log.after(0, 1_000_000)
+    seqs = [change.seq for change in changes]
+    assert seqs == sorted(set(seqs)) == list(log.alive())
+    assert store.stats().vectors == len(seqs)
+    noted = log.noted(seqs)
+    log.close()
+    assert [noted[change.seq].scope for change in changes] == [change.scope for change in changes]
+    found = {
+        noted[change.seq].key: Near(change.scope, change.vector, noted[change.seq].traits)
+        for change in changes
+    }
+    assert len(found) == len(seqs)
+    return found
 
 
 def names(store, among) -> list:

@@ -7,38 +7,9 @@ import threading
 import pytest
 
 from sidecar.stores.base import Blob, Row, StoreError
-from sidecar.stores.disk import DiskStore
-from sidecar.stores.memory import MemoryStore
-from tests.stores.answers_rig import HOUR, LIMIT, Clock, key, names, put
+from tests.stores.answers_rig import HOUR, key, names, put
 
 DAY = 24 * HOUR
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
-@pytest.fixture(params=["memory", "disk"])
-def make(request, tmp_path, clock):
-    """`make(limit)`: an empty store."""
-    made = []
-
-    def make(limit=LIMIT):
-        if request.param == "memory":
-            made.append(MemoryStore(limit, clock))
-        else:
-            made.append(DiskStore.open(tmp_path / f"answers{len(made)}", limit, clock))
-        return made[-1]
-
-    yield make
-    for store in made:
-        store.close()
-
-
-@pytest.fixture
-def store(make):
-    return make()
 
 
 # Keeping.

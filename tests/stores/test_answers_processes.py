@@ -18,7 +18,9 @@ from tests.stores.answers_rig import (
     by_hand,
     is_whole,
     key,
+    logged,
     names,
+    near,
     put,
     sealed,
 )
@@ -27,11 +29,14 @@ KILLS = 200
 
 
 def whole(store):
-    """How many entries there are; each is as it was put."""
+    """How many entries there are; each is as it was put, with its question if it has one."""
     assert store.set_aside is None
     assert store._rows("PRAGMA integrity_check") == [("ok",)]
-    blobs = [store.get(row.key) for row in store.rows(0)]
-    assert all(map(is_whole, blobs))
+    blobs = {row.key: store.get(row.key) for row in store.rows(0)}
+    assert all(map(is_whole, blobs.values()))
+    asked = {name for name, blob in blobs.items() if blob[64]}
+    assert set(logged(store)) == asked
+    assert {store.served_key(f"id {number}") for number in range(7)} <= {None, *blobs}
     assert store.stats().bytes <= store.stats().limit
     return len(blobs)
 
@@ -111,6 +116,28 @@ def test_what_one_puts_the_other_gets(store, other):
     assert names(store, "ab") == ["a"]
     assert store.purge("tag") == 1
     assert other.ask("has", "a") == "False"
+
+
+def test_what_one_logs_the_other_reads(store, other):
+    log = store.changes()
+    assert other.ask("ask", "a") == "asked"
+    assert [row.vector for row in log.after(0, 10)] == [near("a").vector]
+    put(store, "b")
+    assert other.ask("note", "b", "b") == "True"
+    assert other.ask("note", "c", "c") == "False"
+    assert [row.vector for row in log.after(1, 10)] == [near("b").vector]
+    assert other.ask("log") == "2 2"
+    assert other.ask("served", "s1", "a") == "served"
+    assert store.served_key("s1") == key("a")
+    store.served("s2", key("b"))
+    assert other.ask("whose", "s2", "b") == "True"
+    assert store.delete([key("a")]) == 1
+    assert other.ask("log") == "1 1"
+    assert other.ask("whose", "s1", "a") == "False"
+    assert other.ask("clear") == "1"
+    assert log.after(0, 10) == list(log.alive()) == []
+    put(store, "a", near=near("a"))
+    assert log.after(0, 10)[0].seq == 3
 
 
 def test_each_hears_of_the_others_removals(store, other):

@@ -4,12 +4,14 @@ from sidecar.core.dialects.base import (
     Dialect,
     Facts,
     Json,
+    Path,
     count,
     dumps,
     error_name,
     loads,
     text,
 )
+from sidecar.core.dialects.turns import last_words
 from sidecar.core.errors import sentence
 from sidecar.core.types import DeltaKind, Fault
 
@@ -63,6 +65,18 @@ class Messages(Dialect):
         self._usage(body.get("usage"), facts)
         facts.terminal = isinstance(body.get("content"), list)
         facts.tools = any(block["type"].endswith("tool_use") for block in body.get("content") or ())
+
+    def question(self, body: Json) -> Path | None:
+        return last_words(body.get("messages"), ("messages",), "text")
+
+    def said(self, body: Json) -> tuple[list[str], list[str]]:
+        texts, calls = [], []
+        for block in body["content"]:
+            if block["type"] == "text":
+                texts.append(block["text"])
+            elif block["type"].endswith("tool_use"):
+                calls.append(dumps([block["name"], block["input"]]).decode())
+        return texts, calls
 
     @staticmethod
     def _usage(usage: object, facts: Facts) -> None:

@@ -16,6 +16,9 @@ from sidecar.core.types import DeltaKind, Fault, Intent
 Json = dict[str, Any]
 """A parsed copy of somebody else's JSON object: any shape may come."""
 
+Path = tuple[str | int, ...]
+"""Names and numbers that lead into JSON."""
+
 Framing = Literal["sse", "ndjson", "array"]
 
 _MOST_TOKENS = 1 << 53
@@ -74,6 +77,8 @@ class Dialect:
     """The finish reasons of an answer that is all it was meant to be; empty for a format without any."""
     marked: ClassVar[bool] = True
     """Whether something in a stream says that it is over, and is its last word."""
+    asks: ClassVar[bool] = True
+    """Whether its requests are questions, of words."""
     mode_fields: ClassVar[tuple[str, ...]] = ("stream",)
     """Fields of a request that only say whether, and how, the answer is to stream."""
 
@@ -105,6 +110,15 @@ class Dialect:
 
     def whole(self, body: Json, facts: Facts) -> None:
         """Learn from an answer that is not a stream. `facts.terminal`: it is a whole one of this format."""
+
+    def question(self, body: Json) -> Path | None:
+        """Where a request has the last words of its user; None where they are not plain text."""
+        return None
+
+    def said(self, body: Json) -> tuple[list[str], list[str]]:
+        """What an answer that is no stream says: its texts, and which tools it calls with what, as JSON. Both
+        empty for a format whose answers are no words."""
+        return [], []
 
     def ended(self, facts: Facts) -> bool:
         """At a clean end of the body: was that the whole answer?"""

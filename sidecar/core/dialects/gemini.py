@@ -5,6 +5,7 @@ from sidecar.core.dialects.base import (
     Facts,
     Framing,
     Json,
+    Path,
     count,
     dumps,
     error_name,
@@ -93,6 +94,31 @@ class Gemini(Dialect):
             facts.terminal or bool(blocked) or (bool(facts.finished) and facts.finished == facts.begun)
         )
         return kind
+
+    def question(self, body: Json) -> Path | None:
+        turns = body.get("contents")
+        if not isinstance(turns, list) or not turns or not isinstance(turns[-1], dict):
+            return None
+        parts = turns[-1].get("parts")
+        if turns[-1].get("role", "user") != "user" or not isinstance(parts, list) or not parts:
+            return None
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in parts):
+            return None
+        if any(part.keys() - {"text"} for part in parts):
+            return None
+        return ("contents", len(turns) - 1, "parts", len(parts) - 1, "text")
+
+    def said(self, body: Json) -> tuple[list[str], list[str]]:
+        texts, calls = [], []
+        for candidate in body["candidates"]:
+            for part in candidate["content"]["parts"]:
+                if part.get("thought"):
+                    continue
+                other = {name: part[name] for name in _CALLS if name in part}
+                if other:
+                    calls.append(dumps(other).decode())
+                texts.append(part.get("text") or "")
+        return texts, calls
 
     def error_body(self, fault: Fault, status: int) -> bytes:
         code = _STATUS.get(status, "UNAVAILABLE" if status >= 500 else "FAILED_PRECONDITION")

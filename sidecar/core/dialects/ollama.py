@@ -2,7 +2,19 @@
 
 from typing import ClassVar
 
-from sidecar.core.dialects.base import Dialect, Facts, Framing, Json, count, dumps, loads, number, text
+from sidecar.core.dialects.base import (
+    Dialect,
+    Facts,
+    Framing,
+    Json,
+    Path,
+    count,
+    dumps,
+    loads,
+    number,
+    text,
+)
+from sidecar.core.dialects.turns import last_words, one_line
 from sidecar.core.errors import sentence
 from sidecar.core.types import DeltaKind, Fault, Intent
 
@@ -70,6 +82,15 @@ class Chat(Ollama):
             return "tool"
         return "reasoning" if message.get("thinking") else None
 
+    def question(self, body: Json) -> Path | None:
+        found = last_words(body.get("messages"), ("messages",), "text")
+        return None if found is None or body["messages"][-1].get("images") else found
+
+    def said(self, body: Json) -> tuple[list[str], list[str]]:
+        message = body["message"]
+        calls = [dumps(call.get("function")).decode() for call in message.get("tool_calls") or ()]
+        return [message.get("content") or ""], calls
+
 
 class Generate(Ollama):
     name = "ollama.generate"
@@ -81,6 +102,12 @@ class Generate(Ollama):
             return "content"
         return "reasoning" if line.get("thinking") else None
 
+    def question(self, body: Json) -> Path | None:
+        return None if body.get("images") or body.get("raw") else one_line(body, "prompt")
+
+    def said(self, body: Json) -> tuple[list[str], list[str]]:
+        return [body["response"]], []
+
 
 class Embed(Ollama):
     """`/api/embed`; never a stream."""
@@ -89,6 +116,7 @@ class Embed(Ollama):
     framing = None
     finishes = frozenset()
     operation = "embeddings"
+    asks = False
     path = "/api/embed"
 
     def intent(self, path: str, body: Json) -> Intent:

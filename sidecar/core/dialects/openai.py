@@ -4,6 +4,7 @@ from sidecar.core.dialects.base import (
     Dialect,
     Facts,
     Json,
+    Path,
     count,
     dumps,
     error_name,
@@ -11,6 +12,7 @@ from sidecar.core.dialects.base import (
     openai_error,
     text,
 )
+from sidecar.core.dialects.turns import last_words, one_line
 from sidecar.core.types import DeltaKind, Fault
 
 _REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -102,6 +104,19 @@ class Chat(OpenAI):
             return "tool"
         return "reasoning" if any(delta.get(name) for name in _REASONING) else None
 
+    def question(self, body: Json) -> Path | None:
+        return last_words(body.get("messages"), ("messages",), "text")
+
+    def said(self, body: Json) -> tuple[list[str], list[str]]:
+        texts, calls = [], []
+        for choice in body["choices"]:
+            message = choice["message"]
+            texts.append(text(message.get("content")) or text(message.get("refusal")) or "")
+            if message.get("function_call"):
+                calls.append(message["function_call"])
+            calls += [call.get("function") for call in message.get("tool_calls") or ()]
+        return texts, [dumps(call).decode() for call in calls]
+
 
 class Completions(OpenAI):
     name = "openai.completions"
@@ -113,6 +128,12 @@ class Completions(OpenAI):
     def delta(self, choice: Json, facts: Facts) -> DeltaKind | None:
         return "content" if choice.get("text") else None
 
+    def question(self, body: Json) -> Path | None:
+        return one_line(body, "prompt")
+
+    def said(self, body: Json) -> tuple[list[str], list[str]]:
+        return [choice["text"] for choice in body["choices"]], []
+
 
 class Embeddings(Dialect):
     """`.../embeddings`; never a stream."""
@@ -120,6 +141,7 @@ class Embeddings(Dialect):
     name = "openai.embeddings"
     provider = "openai"
     operation = "embeddings"
+    asks = False
     framing = None
 
     def matches(self, path: str) -> bool:

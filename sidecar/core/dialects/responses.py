@@ -4,6 +4,7 @@ from sidecar.core.dialects.base import (
     Dialect,
     Facts,
     Json,
+    Path,
     count,
     dumps,
     error_name,
@@ -11,6 +12,7 @@ from sidecar.core.dialects.base import (
     openai_error,
     text,
 )
+from sidecar.core.dialects.turns import alone, last_words
 from sidecar.core.types import DeltaKind, Fault
 
 _TERMINAL = frozenset({"response.completed", "response.incomplete"})
@@ -75,6 +77,23 @@ class Responses(Dialect):
                 parts = item.get("content")
                 if isinstance(parts, list) and any(part.get("type") == "refusal" for part in parts):
                     facts.refused = True
+
+    def question(self, body: Json) -> Path | None:
+        turns = body.get("input")
+        typed = isinstance(turns, list) and turns and isinstance(turns[-1], dict) and turns[-1].get("type")
+        if typed and typed != "message":
+            return None
+        return alone(body, "input") or last_words(turns, ("input",), "input_text")
+
+    def said(self, body: Json) -> tuple[list[str], list[str]]:
+        texts, calls = [], []
+        for item in body["output"]:
+            if item["type"] == "message":
+                texts += [part.get("text") or part.get("refusal") or "" for part in item["content"]]
+            elif item["type"].endswith("_call"):
+                made = {name: item.get(name) for name in ("type", "name", "arguments", "input", "action")}
+                calls.append(dumps(made).decode())
+        return texts, calls
 
     def error_body(self, fault: Fault, status: int) -> bytes:
         return dumps(openai_error(fault, status))

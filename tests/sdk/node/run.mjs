@@ -1,7 +1,9 @@
 // Runs the cases of one SDK against one base URL, all at once, and prints what the SDK made of each as JSON.
 //
-// In:  {"sdk", "base", "cases": [{"id", "call", "stream", "tool", "headers"}]} on stdin.
-// Out: {id: {"events", "text", "thoughts", "tools", "error"}} on stdout. An exception is part of the result.
+// In:  {"sdk", "base", "cases": [{"id", "call", "stream", "tool", "headers"}]} on stdin; "question" and "key" too,
+//      where something is to be said of the cache.
+// Out: {id: {"events", "text", "thoughts", "tools", "error"}} on stdout. An exception is part of the result. Where
+//      there was a question, so is "cache", the last response's Cache-Status.
 
 const SCHEMA = {
   type: "object",
@@ -9,22 +11,35 @@ const SCHEMA = {
   required: ["city"],
 };
 const FUNCTION = { name: "get_weather", description: "The weather", parameters: SCHEMA };
-const QUESTION = [{ role: "user", content: "What is the weather?" }];
+const QUESTION = "What is the weather?";
+const turns = (asked) => [{ role: "user", content: asked.question }];
 const CALLED = "function";
 
 /** One item of an SDK: its dump, and the text, thought or tool call that is in it. */
 const seen = (dump, { text, thought, tools } = {}) => ({ dump, text, thought, tools: tools ?? [] });
+/** `fetch` that notes what is said of the cache. */
+const fetching = (asked) => async (...given) => {
+  const response = await fetch(...given);
+  asked.cache = response.headers.get("cache-status");
+  return response;
+};
 const call = (name, args) => ({ name, arguments: typeof args === "string" ? JSON.parse(args) : args });
 
 const SDKS = {
   async openai() {
     const { OpenAI } = await import("openai");
     const client = (asked) =>
-      new OpenAI({ baseURL: `${asked.base}/v1`, apiKey: "sk-test", maxRetries: 0, defaultHeaders: asked.headers });
+      new OpenAI({
+        baseURL: `${asked.base}/v1`,
+        apiKey: asked.key,
+        maxRetries: 0,
+        defaultHeaders: asked.headers,
+        fetch: fetching(asked),
+      });
     const calls = (list) => (list ?? []).map((item) => call(item.function.name, item.function.arguments));
 
     async function* chat(asked) {
-      const body = { model: asked.id, messages: QUESTION };
+      const body = { model: asked.id, messages: turns(asked) };
       if (asked.tool) body.tools = [{ type: CALLED, function: FUNCTION }];
       if (!asked.stream) {
         const given = await client(asked).chat.completions.create(body);
@@ -42,12 +57,12 @@ const SDKS = {
     }
 
     async function* completions(asked) {
-      const given = await client(asked).completions.create({ model: asked.id, prompt: "Say", stream: asked.stream });
+      const given = await client(asked).completions.create({ model: asked.id, prompt: asked.question, stream: asked.stream });
       for await (const chunk of asked.stream ? given : [given]) yield seen(chunk, { text: chunk.choices[0].text });
     }
 
     async function* responses(asked) {
-      const body = { model: asked.id, input: "What is the weather?" };
+      const body = { model: asked.id, input: asked.question };
       if (asked.tool) body.tools = [{ type: CALLED, ...FUNCTION, strict: false }];
       const final = (given) => ({
         thought: given.output.flatMap((item) => (item.summary ?? []).map((part) => part.text)).join(""),
@@ -80,8 +95,14 @@ const SDKS = {
     });
 
     async function* messages(asked) {
-      const client = new Anthropic({ baseURL: asked.base, apiKey: "sk-test", maxRetries: 0, defaultHeaders: asked.headers });
-      const body = { model: asked.id, messages: QUESTION, max_tokens: 100 };
+      const client = new Anthropic({
+        baseURL: asked.base,
+        apiKey: asked.key,
+        maxRetries: 0,
+        defaultHeaders: asked.headers,
+        fetch: fetching(asked),
+      });
+      const body = { model: asked.id, messages: turns(asked), max_tokens: 100 };
       if (asked.tool) body.tools = [{ name: "get_weather", description: "The weather", input_schema: SCHEMA }];
       if (!asked.stream) {
         const given = await client.messages.create(body);
@@ -102,8 +123,8 @@ const SDKS = {
 
     async function* generate(asked) {
       const httpOptions = { baseUrl: asked.base, headers: asked.headers, retryOptions: { attempts: 1 } };
-      const { models } = new GoogleGenAI({ apiKey: "test", vertexai: false, httpOptions });
-      const body = { model: asked.id, contents: "What is the weather?", config: {} };
+      const { models } = new GoogleGenAI({ apiKey: asked.key, vertexai: false, httpOptions });
+      const body = { model: asked.id, contents: asked.question, config: {} };
       if (asked.tool)
         body.config.tools = [{ functionDeclarations: [{ ...FUNCTION, parameters: undefined, parametersJsonSchema: SCHEMA }] }];
       const given = asked.stream ? await models.generateContentStream(body) : [await models.generateContent(body)];
@@ -124,7 +145,7 @@ const SDKS = {
 
     async function* chat(asked) {
       const tools = asked.tool ? [{ type: CALLED, function: FUNCTION }] : undefined;
-      const given = await client(asked).chat({ model: asked.id, messages: QUESTION, stream: asked.stream, tools });
+      const given = await client(asked).chat({ model: asked.id, messages: turns(asked), stream: asked.stream, tools });
       for await (const { message, ...rest } of asked.stream ? given : [given])
         yield seen({ message, ...rest }, {
           text: message.content,
@@ -134,7 +155,7 @@ const SDKS = {
     }
 
     async function* generate(asked) {
-      const given = await client(asked).generate({ model: asked.id, prompt: "What?", stream: asked.stream });
+      const given = await client(asked).generate({ model: asked.id, prompt: asked.question, stream: asked.stream });
       for await (const part of asked.stream ? given : [given]) yield seen(part, { text: part.response, thought: part.thinking });
     }
 
@@ -150,13 +171,13 @@ const SDKS = {
     const { createOpenAI } = await import("@ai-sdk/openai");
     const { createAnthropic } = await import("@ai-sdk/anthropic");
     const provider = (create) => (asked) =>
-      create({ baseURL: `${asked.base}/v1`, apiKey: "sk-test", headers: asked.headers });
+      create({ baseURL: `${asked.base}/v1`, apiKey: asked.key, headers: asked.headers });
     const openai = provider(createOpenAI);
     const anthropic = provider(createAnthropic);
 
     const generate = (model) =>
       async function* (asked) {
-        const options = { model: model(asked), prompt: "What is the weather?", maxRetries: 0, onError: () => {} };
+        const options = { model: model(asked), prompt: asked.question, maxRetries: 0, onError: () => {} };
         if (asked.tool) options.tools = { get_weather: tool({ description: "The weather", inputSchema: jsonSchema(SCHEMA) }) };
         if (!asked.stream) {
           const given = await generateText(options);
@@ -204,7 +225,8 @@ async function run(calls, asked) {
   }
   const gather = (key) => items.map((item) => item[key]).filter(Boolean);
   const tools = items.flatMap((item) => item.tools);
-  return { events: items.map((item) => item.dump), text: gather("text"), thoughts: gather("thought"), tools, error };
+  const result = { events: items.map((item) => item.dump), text: gather("text"), thoughts: gather("thought"), tools, error };
+  return asked.looks ? { ...result, cache: asked.cache } : result;
 }
 
 let input = "";
@@ -213,5 +235,10 @@ const { sdk, base, cases } = JSON.parse(input);
 // The SDKs' stream helpers also reject promises that nobody asked for; what the iteration throws is what counts.
 process.on("unhandledRejection", () => {});
 const calls = await SDKS[sdk]();
-const results = await Promise.all(cases.map(async (asked) => [asked.id, await run(calls, { ...asked, base })]));
+const results = await Promise.all(
+  cases.map(async (given) => {
+    const asked = { question: QUESTION, key: "sk-test", ...given, base, looks: "question" in given };
+    return [asked.id, await run(calls, asked)];
+  }),
+);
 process.stdout.write(JSON.stringify(Object.fromEntries(results)));
