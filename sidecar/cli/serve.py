@@ -104,7 +104,7 @@ async def started(
         else None,
         note=partial(counts.add, folder / counts.NAME) if there else None,
         webhook_key=key,
-        semantic=semantic_parts(config, folder, log) if there else None,
+        semantic=semantic_parts(config, folder, log),
     )
     try:
         await service.start()

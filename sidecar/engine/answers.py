@@ -42,12 +42,12 @@ class Answers:
         self,
         cache: ExactCache,
         hub: Hub,
+        semantic: SemanticCache | None = None,
+        paraphrases: Paraphrases | None = None,
         *,
         fresh_ids: bool,
         paced: bool,
         clock: Callable[[], float] = time.time,
-        semantic: SemanticCache | None = None,
-        paraphrases: Paraphrases | None = None,
     ) -> None:
         """`clock`: unix seconds. `semantic` makes vectors of questions, `paraphrases` finds them."""
         self._semantic = semantic

@@ -96,23 +96,24 @@ class Semantics:
                 there = await self._parts.prepare()
                 self._preparing = False
                 if not there:
-                    self._without("there is no model; see `slipstream model pull`")
+                    self.without("there is no model; see `slipstream model pull`")
                     return
             questions = await self.cache.open(self._make)
         except (EmbedError, StoreError, OSError, ImportError) as error:
-            self._without(str(error) or type(error).__name__)
+            self.without(str(error) or type(error).__name__)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - reason: nobody waits for this task; the fault is ours
             self._on_fault(error)
-            self._without(type(error).__name__)
+            self.without(type(error).__name__)
         else:
             if questions is None:
                 return
             took = round((time.perf_counter() - begun) * 1000)
             self._log.info("semantic_ready", questions=questions, took_ms=took)
 
-    def _without(self, reason: str) -> None:
+    def without(self, reason: str) -> None:
+        """It is not there, and will not be."""
         self._log.warning("semantic_off", reason=reason, effect=_EFFECT)
 
     def _make(self) -> "Matcher":

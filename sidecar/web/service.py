@@ -82,14 +82,9 @@ class Service:
         self._semantics: Semantics | None = None
         if semantic is not None and config.cache.mode in ("semantic", "shadow"):
             self._semantics = Semantics(config, semantic, self._cache, secret, log, self._on_fault)
-        kept = Answers(
-            self._cache,
-            self._hub,
-            fresh_ids=config.cache.fresh_ids,
-            paced=config.cache.replay == "paced",
-            semantic=self._semantics.cache if self._semantics else None,
-            paraphrases=self._semantics.paraphrases if self._semantics else None,
-        )
+        found, paced = self._semantics, config.cache.replay == "paced"
+        near = (found.cache, found.paraphrases) if found is not None else (None, None)
+        kept = Answers(self._cache, self._hub, *near, fresh_ids=config.cache.fresh_ids, paced=paced)
         follow = Follow(config, self._hub, secret)
         self._hub.keep = kept.keep
         routes = Routes(config)
@@ -149,6 +144,8 @@ class Service:
             await asyncio.wait({self._opening}, timeout=_OPENING)
             if self._semantics is not None:
                 await self._semantics.started(end - time.monotonic())
+        elif self._semantics is not None:
+            self._semantics.without("it needs a data folder that can be used; see --data-dir")
         try:
             await self._jobs.start()  # what an earlier process left is taken up before anything new
         except StoreError as error:
@@ -211,11 +208,11 @@ class Service:
             store = await self._cache.open(opener)
         except (OSError, StoreError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            self._log.warning("cache_in_memory_only", reason=reason)
+            self._in_memory_only(reason)
             return
         except Exception as error:  # noqa: BLE001 - reason: nobody waits for this task; the fault is ours
             self._on_fault(error)
-            self._log.warning("cache_in_memory_only", reason=type(error).__name__)
+            self._in_memory_only(type(error).__name__)
             return
         aside = getattr(store, "set_aside", None)
         if aside is not None:
@@ -224,6 +221,11 @@ class Service:
             self._log.warning("cache_set_aside", folder=str(aside), reason=reason)
         if self._semantics is not None:
             self._semantics.start()
+
+    def _in_memory_only(self, reason: str) -> None:
+        self._log.warning("cache_in_memory_only", reason=reason)
+        if self._semantics is not None:
+            self._semantics.without("it needs stored answers on disk; see --data-dir")
 
     def _cache_failing(self, reason: str | None) -> None:
         if reason is not None:

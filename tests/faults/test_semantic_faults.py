@@ -205,7 +205,9 @@ async def test_an_embedder_that_cannot_be_loaded_leaves_the_exact_cache(rig, tmp
 
 async def test_without_a_folder_it_says_so(rig, model_folder):
     await rig.start(parts=parts(model_folder), cache__mode="semantic", cache__ttl=3600)
-    assert not any(line["event"] == "semantic_ready" for line in rig.sidecar.lines.all)
+    (line,) = [line for line in rig.sidecar.lines.all if line["event"].startswith("semantic_")]
+    assert line["event"] == "semantic_off"
+    assert "--data-dir" in line["reason"]
     answer = await filled(rig, FIRST, KEY)
     await hits(rig, FIRST, answer, KEY)
 
