@@ -16,7 +16,8 @@ import msgspec
 from benchmarks import search, semantic_quality
 from benchmarks.asks import streamed
 from benchmarks.cached import calls_of
-from benchmarks.measure import PER_SECOND, QUICK, Bench, LoadFailedError, Values, percentiles
+from benchmarks.jobs import Result
+from benchmarks.measure import OTHERS, PER_SECOND, QUICK, Bench, LoadFailedError, Values, percentiles
 from benchmarks.peers import Peer
 from benchmarks.procs import private_bytes
 from benchmarks.report import Row
@@ -228,12 +229,18 @@ def _asked(bench: Bench, peer: Peer, texts: list[str]) -> Asked:
     before = calls_of(bench.provider)
     job = Asks(port=peer.port, watched=[peer.pids, bench.provider.pids], texts=texts)
     found = msgspec.json.decode(run("benchmarks.semantic_load", job), type=Asked)
+    _watch(bench, found.result)
     called = calls_of(bench.provider) - before
     if called != len(texts) - found.hits:
         raise LoadFailedError(
             f"{found.hits} of {len(texts)} were hits, and the provider was called {called} times"
         )
     return found
+
+
+def _watch(bench: Bench, result: Result) -> None:
+    """How much of the machine others had."""
+    bench.busiest[OTHERS] = max(bench.busiest[OTHERS], result.others / result.seconds)
 
 
 def _gaps(bench: Bench, library: Library, amount: Amount) -> list[Row]:
@@ -258,6 +265,8 @@ def _gaps(bench: Bench, library: Library, amount: Amount) -> list[Row]:
             clients=CLIENTS,
         )
         found = msgspec.json.decode(run("benchmarks.semantic_load", job), type=Gapped)
+    for result in found.result:
+        _watch(bench, result)
     pairs = list(zip(found.loaded, found.quiet, strict=True))
     tails = {"sidecar": [one[1] * 1e3 for one, _ in pairs], "quiet": [other[1] * 1e3 for _, other in pairs]}
     more = [[(one[at] - other[at]) * 1e3 for one, other in pairs] for at in (0, 1)]

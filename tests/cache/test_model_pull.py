@@ -269,7 +269,12 @@ def test_damaged_weights_are_fetched_again(folder, pulled, local_hub):
 def child(folder, **environment):
     command = [sys.executable, "-m", "sidecar", "model", "pull", "--data-dir", str(folder)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | environment,
+        # What runs in the background of a shell inherits that it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -135,6 +135,7 @@ def test_every_key_is_also_a_variable():
         assert found.origins == {key: variable}
         value = value_of(found.config, key)
         told = {"True", "False", "['https://x', 'https://y']", "{'/a': inf, '/b': 7.0}"}
+        told |= {"{'/a': 0.5, '/b': 1.0}", "{'a': 0.5, 'b': 1.0}", "['names', 'numbers']"}
         if key == "cache.paths":
             value = {prefix: rule.ttl for prefix, rule in value.items()}
             told.add("{'/a': 7.0, '/b': 0.0}")
