@@ -53,7 +53,8 @@ def pull(*, source: Path | None, quiet: bool, **given: Any) -> int:
     from sidecar.cli.model_progress import Shown
 
     found = loaded(given).config
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _terminated)
     try:
         with Shown(quiet=quiet) as report:
             place = pull(found.semantic, data_dir(found), source, report)

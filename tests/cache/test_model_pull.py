@@ -273,8 +273,6 @@ def child(folder, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | environment,
-        # What runs in the background of a shell inherits that it is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

@@ -119,6 +119,7 @@ def test_every_key_is_also_a_variable():
         "cache.replay": "paced",
         "cache.max_temperature": "0.5",
         "cache.paths": "/a=7s,/b=0",
+        "semantic.record_texts": "true",
         "semantic.paths": "/a=0.5,/b=1",
         "semantic.namespaces": "a=0.5,b=1",
         "semantic.embedder": "http://x/v1/embeddings",
