@@ -20,6 +20,8 @@ class Job(msgspec.Struct, frozen=True, eq=False):
 
     text: str
     scope: bytes
+    threshold: float
+    """How near what is found has to be, but for the nearest one."""
     search: bool
     """Whether to look for what is near, or only to make the vector."""
 

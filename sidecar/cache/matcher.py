@@ -18,13 +18,15 @@ from sidecar.cache.index import Index
 from sidecar.cache.inquiry import Done, Job
 from sidecar.core.semantic.decision import Candidate
 from sidecar.core.semantic.guards import objection
-from sidecar.core.semantic.traits import TRAITS_VERSION, decode, encode, hashed, traits
+from sidecar.core.semantic.traits import TRAITS_VERSION, Traits, decode, encode, hashed, traits
 from sidecar.stores.base import ChangeLog, Near, StoreError
 
 _STEP = 512
 """Changes that are taken over before a search, at most: those who ask wait for it."""
 _NEAREST = 8
 """Candidates of a search: guards may object to the nearest ones."""
+_USABLE = 2
+"""Candidates that may be used: the answer to the first one may be gone."""
 _LONGEST = 1000
 """Characters of an answer that are compared with those of another one."""
 _FORM = b"1"
@@ -115,24 +117,30 @@ class Matcher:
         result.near = Near(job.scope, made.vector.astype("<f2").tobytes(), encode(asked))
         if job.search:
             try:
-                self.follow()
-                found = self._index.search(job.scope, made.vector, _NEAREST)
-                noted = self._log.noted([seq for seq, _ in found])
+                self._search(job, made.vector, asked, result.found)
             except StoreError as error:
                 result.error, result.dead = error, True
                 return result
-            for seq, similarity in found:
-                stored = noted.get(seq)
-                if stored is None or stored.scope != job.scope:
-                    self._index.remove(seq)
-                    continue
-                try:
-                    guard = objection(asked, decode(stored.traits), self._skip)
-                except ValueError:
-                    continue  # damaged
-                result.found.append(Candidate(stored.key, similarity, guard))
         result.search = time.perf_counter() - begun
         return result
+
+    def _search(self, job: Job, vector: Vector, asked: Traits, found: list[Candidate]) -> None:
+        """The nearest one, and those near enough, up to so many that may be used. Raises StoreError."""
+        self.follow()
+        usable = 0
+        for seq, similarity in self._index.search(job.scope, vector, _NEAREST):
+            if usable == _USABLE or (found and similarity < job.threshold):
+                return
+            stored = self._log.noted([seq]).get(seq)
+            if stored is None or stored.scope != job.scope:
+                self._index.remove(seq)
+                continue
+            try:
+                guard = objection(asked, decode(stored.traits), self._skip)
+            except ValueError:
+                continue  # damaged
+            found.append(Candidate(stored.key, similarity, guard))
+            usable += guard is None and similarity >= job.threshold
 
     def vector(self, text: str) -> Vector | None:
         """Of an answer; of a long one, of its beginning. None where there is none."""

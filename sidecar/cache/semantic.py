@@ -178,7 +178,7 @@ class SemanticCache:
             return False
         inquiry.asked = True
         inquiry.scope = matcher.scope(question.scope)
-        self._queue.append((inquiry, Job(question.text, inquiry.scope, search)))
+        self._queue.append((inquiry, Job(question.text, inquiry.scope, inquiry.threshold, search)))
         self._go_on()
         return True
 
