@@ -191,12 +191,12 @@ class SemanticCache:
             batch, self._queue = self._queue[:_TOGETHER], self._queue[_TOGETHER:]
             jobs = [job for _, job in batch]
             self._do(lambda: matcher.answer(jobs), lambda done, error: self._ended(batch, done, error))
-        elif self._spare:
+            return
+        while self._spare and (matcher is None or self._breaker.open):
+            self._spoken(self._spare.popleft()[1], None, None)
+        if matcher is not None and self._spare:
             text, waiter = self._spare.popleft()
-            if matcher is None or self._breaker.open:
-                self._spoken(waiter, None, None)
-            else:
-                self._do(lambda: matcher.vector(text), lambda made, error: self._spoken(waiter, made, error))
+            self._do(lambda: matcher.vector(text), lambda made, error: self._spoken(waiter, made, error))
 
     def _do(self, work: Callable[[], T], done: Callable[[T | None, BaseException | None], None]) -> None:
         def over(result: T | None, error: BaseException | None) -> None:
