@@ -85,7 +85,8 @@ class Shelves:
 
     def near(self, text: str) -> Near | None:
         """As the sidecar would store it."""
-        return self._matcher.answer([Job(text, self._scope, search=False)])[0].near
+        job = Job(text=text, scope=self._scope, threshold=Semantic().threshold, search=False)
+        return self._matcher.answer([job])[0].near
 
     def paraphrased(self) -> Iterator[tuple[Near, str]]:
         """Questions, and the same ones in words that match them."""
@@ -95,10 +96,10 @@ class Shelves:
                 yield one, asked
 
     def others(self, source: search.Source, size: int) -> Iterator[Near]:
-        traits = self._matcher.answer([Job("What is it?", self._scope, search=False)])[0].near
-        assert traits is not None
+        some = self.near("What is it?")
+        assert some is not None
         for vector in search.stored(source, size):
-            yield Near(self._scope, vector.astype("<f2").tobytes(), traits.traits)
+            yield Near(self._scope, vector.astype("<f2").tobytes(), some.traits)
 
     def put(self, nears: Sequence[Near | None], store: DiskStore | None = None) -> None:
         """A new answer for each."""

@@ -131,6 +131,8 @@ class Builder:
         self._waiting: dict[int, None] = {}
         self._build: Build | None = None
         self._closed = False
+        self.held = False
+        """Nothing is begun; `go_on` once it may be again."""
 
     @property
     def busy(self) -> bool:
@@ -169,7 +171,7 @@ class Builder:
 
     def go_on(self) -> None:
         """Begin the next one, if none is under way."""
-        while self._build is None and self._waiting and not self._closed:
+        while self._build is None and self._waiting and not self._closed and not self.held:
             number = next(iter(self._waiting))
             del self._waiting[number]
             old = self._due(number)

@@ -233,6 +233,14 @@ class Index:
                 return False
             self._builder.wait(deadline)
 
+    def hold(self) -> None:
+        """Begin no builds until `release`: many vectors are to come, and would be built in twice."""
+        self._builder.held = True
+
+    def release(self) -> None:
+        self._builder.held = False
+        self._builder.go_on()
+
     def _settle(self) -> None:
         """Take over what was built meanwhile. The first thing that is done, whatever is to be done."""
         if not hasattr(self._thread, "calm"):

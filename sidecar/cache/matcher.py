@@ -8,7 +8,7 @@ blocks, and is called by one thread.
 import hashlib
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -70,6 +70,15 @@ class Matcher:
         if rows:
             self._cursor = rows[-1].seq
         return len(rows) == most
+
+    def load(self, stop: Callable[[], bool], most: int) -> int:
+        """Take over all that the log has, unless it is to stop. Returns how much it is. Raises StoreError."""
+        self._index.hold()
+        while not stop() and self.follow(most):
+            pass
+        count = 0 if stop() else self.sweep()
+        self._index.release()
+        return count
 
     def _take(self, scope: bytes, seqs: list[int], vectors: list[bytes]) -> None:
         width = len(vectors[0])

@@ -23,8 +23,8 @@ if TYPE_CHECKING:  # it needs libraries that are of no use without it
 
 T = TypeVar("T")
 
-_TOGETHER = 16
-"""Questions that are embedded in one go."""
+_TOGETHER = 8
+"""Questions that are embedded in one go. So many requests go on at once then, and other streams wait."""
 _MOST = 64
 """Questions that may wait."""
 _SWEEP = 60.0
@@ -72,9 +72,7 @@ class SemanticCache:
         def build() -> "tuple[Matcher, int] | None":
             matcher = make()
             try:
-                while not self.closing and matcher.follow(_LOAD):
-                    pass
-                count = 0 if self.closing else matcher.sweep()
+                count = matcher.load(lambda: self.closing, _LOAD)
             except BaseException:
                 matcher.close()
                 raise

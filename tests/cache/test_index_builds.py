@@ -39,6 +39,22 @@ def test_a_partition_is_exact_until_it_is_large():
     index.close()
 
 
+def test_while_it_is_held_nothing_is_built_and_then_once(gate):
+    gate.opened.set()
+    index = Index(grown=GROWN, train=gate)
+    index.hold()
+    vectors = directions(5 * GROWN, 8)
+    for at in range(0, 5 * GROWN, GROWN):
+        index.add(b"a", range(at, at + GROWN), vectors[at : at + GROWN])
+        assert index.search(b"a", vectors[at], 1)[0][0] == at
+    assert index.settle(0.0)
+    assert (index.stats().fast, index.stats().built, index.stats().building) == (0, 0, False)
+    index.release()
+    assert index.settle(PATIENCE)
+    assert (index.stats().fast, index.stats().built) == (1, 1)
+    index.close()
+
+
 def test_it_serves_and_changes_while_another_index_is_built(gate):
     index, oracle, vectors = filled(60, train=gate)
     assert gate.began.wait(PATIENCE)
