@@ -12,8 +12,8 @@ from benchmarks import cached, litellm, lookups, own, search, semantic
 from benchmarks.measure import FULL, OTHERS, QUICK, Bench, LoadFailedError
 from benchmarks.peers import PeerError, provider
 from benchmarks.report import Row, as_json, machine, own_table, table
-from sidecar.cli.serve import data_dir
 from sidecar.config import Config
+from sidecar.serving.folder import data_dir
 
 PARTS = (
     *("request", "event", "ttft", "memory", "startup"),

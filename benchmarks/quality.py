@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 from benchmarks.peers import ROOT
 from sidecar.cache import embed
 from sidecar.cache.embed.base import Embedded
-from sidecar.cli.serve import data_dir
 from sidecar.config import Config
 from sidecar.core.semantic.curve import Judged, Point, curve
 from sidecar.core.semantic.guards import GUARDS, unmatchable
 from sidecar.core.semantic.traits import decode, encode, hashed, traits
+from sidecar.serving.folder import data_dir
 from sidecar.tables import Semantic
 
 OWN = ROOT / "benchmarks" / "pairs.jsonl"

@@ -24,10 +24,10 @@ from sidecar.cache.embed import load
 from sidecar.cache.index import Index
 from sidecar.cache.inquiry import Job
 from sidecar.cache.matcher import Matcher
-from sidecar.cli.serve import ANSWERS
 from sidecar.core.entry import Entry, seal, unseal
 from sidecar.core.semantic.guards import objection
 from sidecar.core.semantic.traits import decode
+from sidecar.serving.folder import ANSWERS
 from sidecar.stores.base import Blob, Near
 from sidecar.stores.disk import DiskStore
 from sidecar.stores.secret import load_or_create

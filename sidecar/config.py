@@ -68,9 +68,9 @@ class Loaded(msgspec.Struct, frozen=True):
 def load(
     flags: Mapping[str, object] | None = None,
     environment: Mapping[str, str] | None = None,
-    file: Path | None = None,
+    file: Path | Mapping[str, object] | None = None,
 ) -> Loaded:
-    """Read all layers. `flags`: dotted key -> value, None where not given.
+    """Read all layers. `flags`: dotted key -> value, None where not given. `file`: or what would be in it.
 
     Raises ConfigError.
     """
@@ -78,11 +78,12 @@ def load(
     origins: dict[str, str] = {}
     upstreams: list[UpstreamTable] = []
     if file is not None:
-        found, upstreams = _read_file(file)
+        found, upstreams = _read_tree(file if isinstance(file, Mapping) else _read_file(file))
+        where = "the given mapping" if isinstance(file, Mapping) else str(file)
         values.update(found)
-        origins.update(dict.fromkeys(found, str(file)))
+        origins.update(dict.fromkeys(found, where))
         if upstreams:
-            origins["upstreams"] = str(file)
+            origins["upstreams"] = where
     for name, key in _environment_keys(os.environ if environment is None else environment).items():
         values[key] = (os.environ if environment is None else environment)[name]
         origins[key] = name
@@ -102,13 +103,16 @@ def load(
     return Loaded(config, origins)
 
 
-def _read_file(path: Path) -> tuple[dict[str, object], list[UpstreamTable]]:
+def _read_file(path: Path) -> dict[str, object]:
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _read_tree(tree: Mapping[str, object]) -> tuple[dict[str, object], list[UpstreamTable]]:
     values: dict[str, object] = {}
     upstreams: list[UpstreamTable] = []
     for section, table in tree.items():

@@ -1,18 +1,29 @@
-"""Fixtures: a scripted provider and the sidecar, both in this process and on real loopback sockets."""
+"""Fixtures: a scripted provider and the sidecar, both in this process and on real loopback sockets.
+
+The sidecar is served by the proxy's own server. What is marked `both_shells` is run a second time with the
+ASGI app under uvicorn: the same requests, the same answers. `proxy_only(reason)` takes single tests out of
+that, `asgi_some(...)` takes that many of a large table.
+"""
 
 import asyncio
 import hashlib
 import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+import uvicorn
+from sidecar_starlette.serve import serve
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from sidecar.cache.embed import model
-from sidecar.config import load
+from sidecar.config import Config, load
 from sidecar.scripted import ScriptedProvider
+from sidecar.serving.assembly import Assembly, Stores
 from sidecar.stores.disk import DiskStore
 from sidecar.stores.jobs import JobStore
 from sidecar.tables import Semantic
@@ -52,14 +63,99 @@ class Lines:
         return self.requests[number]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both_shells: also with the ASGI app under uvicorn as the server")
+    config.addinivalue_line("markers", "proxy_only(reason): with the proxy's own server only")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marked = metafunc.definition.get_closest_marker
+    if "shell" in metafunc.fixturenames and marked("both_shells") and not marked("proxy_only"):
+        metafunc.parametrize("shell", ["proxy", "asgi"], indirect=True)
+
+
+@pytest.fixture
+def shell(request: pytest.FixtureRequest) -> str:
+    """What takes requests in: `proxy`, or `asgi` where a test is marked `both_shells`."""
+    found: str = getattr(request, "param", "proxy")
+    return found
+
+
+class Mounted:
+    """What `Service` is, with the ASGI app as the shell: mounted in an app, which uvicorn serves."""
+
+    def __init__(
+        self, config: Config, secret: bytes, log: Any, lines: Any, stores: Stores, tls: Any = None
+    ) -> None:
+        self.assembly = Assembly(config, secret, log, lines, stores, tls=tls)
+        self._timeout = config.timeouts.client
+        options = uvicorn.Config(
+            Starlette(routes=[Mount("/", self._serve)]),
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            # As the proxy's; 5 s is for small servers.
+            timeout_keep_alive=int(config.timeouts.client),
+        )
+        options.load()
+        self._uvicorn = uvicorn.Server(options)
+        self._uvicorn.lifespan = options.lifespan_class(options)
+        self.url = ""
+
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
+        await serve(self.assembly.front, scope, receive, send, self._timeout)
+
+    @property
+    def connections(self) -> Any:
+        return self._uvicorn.server_state.connections
+
+    async def start(self) -> None:
+        sock = socket.create_server(("127.0.0.1", 0))
+        await self.assembly.start()
+        await self._uvicorn.startup(sockets=[sock])
+        await self._uvicorn.on_tick(0)  # makes the `date` of all answers
+        self.url = f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+    async def stop(self, grace: float) -> bool:
+        clean = await self.assembly.drain(grace)
+        for listener in self._uvicorn.servers:
+            listener.close()
+        # What uvicorn does, but for its waits of 0.1 s.
+        for connection in list(self.connections):
+            connection.shutdown()
+        if tasks := list(self._uvicorn.server_state.tasks):
+            await asyncio.wait(tasks, timeout=0.1)
+        for connection in list(self.connections):
+            connection.transport.abort()
+        if tasks := list(self._uvicorn.server_state.tasks):
+            await asyncio.wait(tasks)
+        for listener in self._uvicorn.servers:
+            await listener.wait_closed()
+        self.assembly.close()
+        return clean
+
+
+SHELLS: dict[str, Callable[..., Any]] = {"proxy": Service, "asgi": Mounted}
+
+
 class Sidecar:
     """A running sidecar."""
 
-    def __init__(self, service: Service, lines: Lines) -> None:
+    def __init__(self, service: Any, lines: Lines) -> None:
         self.service = service
         self.lines = lines
-        self.url = service.url
+        self.url: str = service.url
         self.port = int(service.url.rpartition(":")[2])
+
+    @property
+    def connections(self) -> Any:
+        """The clients' connections."""
+        service = self.service
+        return service.connections if isinstance(service, Mounted) else service._server.connections
 
 
 StartSidecar = Callable[..., Awaitable[Sidecar]]
@@ -72,7 +168,7 @@ async def provider() -> AsyncIterator[ScriptedProvider]:
 
 
 @pytest.fixture
-async def start_sidecar() -> AsyncIterator[StartSidecar]:
+async def start_sidecar(shell: str) -> AsyncIterator[StartSidecar]:
     """`await start_sidecar(upstream_url, keepalive__interval=0.05, ...)`; stopped after the test, which
     fails if the sidecar logged a fault of its own. `folder`: where it keeps jobs and answers. `parts`: what
     answers to other questions are found with. Answers are
@@ -97,16 +193,13 @@ async def start_sidecar() -> AsyncIterator[StartSidecar]:
         store = JobStore.open(folder) if folder is not None and jobs else None
         size = config.cache.size
         answers = (lambda: DiskStore.open(folder / "answers", size)) if folder is not None else None
-        service = Service(
+        service = SHELLS[shell](
             config,
             b"s" * 32,
             log,
             requests,
+            Stores(store, answers, webhook_key=b"w" * 32, semantic=parts),
             tls,
-            store=store,
-            answers=answers,
-            webhook_key=b"w" * 32,
-            semantic=parts,
         )
         await service.start()
         running.append(Sidecar(service, lines))

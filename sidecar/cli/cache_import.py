@@ -23,9 +23,9 @@ from sidecar.core.entry import Entry, Known, point, seal
 from sidecar.core.types import Request
 from sidecar.core.values import ConfigError
 from sidecar.engine.keeping import Kept
+from sidecar.serving.routes import Routes
 from sidecar.stores.base import AnswerStore
 from sidecar.stores.secret import load_or_create
-from sidecar.web.routes import Routes
 
 _TOLD = 20
 """Refused lines that are told of one by one."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from sidecar.cli.serve import data_dir
 from sidecar.config import Loaded
 from sidecar.core.entry import Known, is_pointer, peek, pointed, unseal
 from sidecar.core.values import ConfigError
+from sidecar.serving.folder import data_dir
 from sidecar.stores.base import AnswerStore, Row, StoreError
 from sidecar.stores.disk import DiskStore
 from sidecar.stores.diskbytes import DBNAME

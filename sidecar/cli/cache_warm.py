@@ -22,12 +22,14 @@ from sidecar.core.latency import Trace
 from sidecar.core.types import Head, Headers, Request
 from sidecar.core.values import Duration
 from sidecar.engine.keeping import Kept
-from sidecar.engine.pump import Keep
-from sidecar.web import intake
-from sidecar.web.asks import Asked, Asks
-from sidecar.web.body import Body
-from sidecar.web.routes import Routes
-from sidecar.web.visit import Visit
+from sidecar.engine.pump import Keep, Live
+from sidecar.engine.source import Call
+from sidecar.serving import intake
+from sidecar.serving.asks import Asked, Asks
+from sidecar.serving.backend import Upstreams
+from sidecar.serving.routes import Routes
+from sidecar.serving.shell import Body
+from sidecar.serving.visit import Visit
 
 _TARGET = re.compile(r"/[!-~]*")
 """As clients write it on the wire."""
@@ -67,6 +69,10 @@ class _Nobody:
         self.trace = Trace.begin("POST")
 
 
+def _unsent(live: Live, call: Call) -> None:
+    """Nothing is asked of an upstream here."""
+
+
 class Warmer:
     """Makes stored answers of pairs, as a sidecar with this configuration and secret would."""
 
@@ -78,7 +84,8 @@ class Warmer:
         self._secret = secret
         self._headers = headers
         self._reasons: list[str] = []
-        self._asks = Asks(self._config, Routes(self._config), secret, self._reasons.append)
+        upstreams = Upstreams(Routes(self._config), _unsent, secret, config.limits.headers)
+        self._asks = Asks(self._config, upstreams, secret, self._reasons.append)
         self.anonymous = 0
         """Requests without a credential."""
 
@@ -95,11 +102,10 @@ class Warmer:
         try:
             intake.check(request, self._config.limits.headers)
             intake.patience(request.fields.get(b"slipstream-disconnect"))
-            dialect = recognise("POST", request.path)
-            if dialect is None:
+            if recognise("POST", request.path) is None:
                 raise LineError("request.path is none of a model's API")
             route = self._asks.route(request, request.path)
-            asked = self._asks.asked(request, route, dialect, Body(body, None, 0.0))
+            asked = self._asks.asked(request, route, Body(body, None, 0.0))
             keep = self._asks.ask(cast("Visit", _Nobody()), asked, asking).keep
         except RefusedError as error:
             raise LineError(sentence(error.fault)) from None

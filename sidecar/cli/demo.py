@@ -21,15 +21,17 @@ from sidecar.cache import embed
 from sidecar.cache.embed.base import EmbedError
 from sidecar.cli.model_progress import Shown
 from sidecar.cli.scenes import KEEPALIVE, SCENES, Lines, Stage
-from sidecar.cli.serve import banner, data_dir, run_loop
+from sidecar.cli.serve import banner, run_loop
 from sidecar.config import Config, load
 from sidecar.core.types import Outcome
 from sidecar.scripted import Script, ScriptedProvider
+from sidecar.serving.assembly import Stores
+from sidecar.serving.folder import data_dir
+from sidecar.serving.semantics import Parts
 from sidecar.stores.disk import DiskStore
 from sidecar.stores.jobs import JobStore
 from sidecar.tables import Semantic
 from sidecar.telemetry.log import make_logger, request_lines
-from sidecar.web.semantics import Parts
 from sidecar.web.service import Service
 
 _PACE = 0.03
@@ -89,9 +91,11 @@ async def _shown(
         b"demo" * 8,
         make_logger(lines, "json", "info"),
         request_lines(lines, "json", "info"),
-        store=JobStore.open(folder),
-        answers=lambda: DiskStore.open(folder / "answers", config.cache.size),
-        semantic=Parts(lambda: embed.load(config.semantic, data_dir(Config()))),
+        Stores(
+            jobs=JobStore.open(folder),
+            answers=lambda: DiskStore.open(folder / "answers", config.cache.size),
+            semantic=Parts(lambda: embed.load(config.semantic, data_dir(Config()))),
+        ),
     )
     async with service, aiohttp.ClientSession() as client:
         console.print(f"\n[bold]Slipstream[/] {service.url}  →  scripted provider {provider.url}\n")

@@ -32,7 +32,7 @@ def variables(config: Config, url: str) -> dict[str, str]:
     The root stands for the upstream's URL. With `--upstream https://host/v1`, the `/v1` is in the upstream
     already, and only clients that bring none can use it.
     """
-    from sidecar.web.routes import Routes
+    from sidecar.serving.routes import Routes
 
     upstream = config.server.upstream
     if upstream and urlsplit(upstream).path.strip("/"):

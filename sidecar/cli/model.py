@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from sidecar.cli.options import loaded
-from sidecar.cli.serve import data_dir
+from sidecar.serving.folder import data_dir
 
 _PLACE = (
     click.option(

@@ -12,9 +12,10 @@ import click
 
 from sidecar.cli.env import variables
 from sidecar.cli.options import flags, loaded
-from sidecar.cli.serve import log_format, read_secret, run_loop, started
+from sidecar.cli.serve import run_loop, started
 from sidecar.config import Config
-from sidecar.telemetry.log import make_logger, request_lines, stderr_writer
+from sidecar.serving.folder import data_dir, read_secret
+from sidecar.telemetry.log import format_of, make_logger, request_lines, stderr_writer
 from sidecar.web.service import Service
 
 _NOT_FOUND = 127
@@ -35,9 +36,9 @@ def command(argv: tuple[str, ...], **given: Any) -> None:
     config = loaded(given).config
     writer = stderr_writer()
     try:
-        log = make_logger(writer, log_format(config), config.log.level)
-        lines = request_lines(writer, log_format(config), config.log.level)
-        secret = read_secret(config, log)
+        log = make_logger(writer, format_of(config.log.format), config.log.level)
+        lines = request_lines(writer, format_of(config.log.format), config.log.level)
+        secret = read_secret(data_dir(config), log, named=bool(config.server.data_dir))
         sys.exit(run_loop(lambda: _run(config, started(config, secret, log, lines, jobs=False), argv)))
     finally:
         writer.close()

@@ -5,35 +5,24 @@ import contextlib
 import errno
 import gc
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Callable, Coroutine
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
 from structlog.typing import FilteringBoundLogger
 
 from sidecar import __version__
-from sidecar.cache import embed, records
-from sidecar.cache.embed import background
 from sidecar.cli.options import flags, loaded
 from sidecar.config import Config
 from sidecar.core.values import ConfigError
-from sidecar.stores import counts
-from sidecar.stores.disk import DiskStore
-from sidecar.stores.jobs import FolderInUseError, JobStore, StoreError
-from sidecar.stores.secret import load_or_create, webhook_key
-from sidecar.telemetry.log import LineWriter, make_logger, request_lines, stderr_writer
-from sidecar.web.proxy import Log
-from sidecar.web.routes import Routes
-from sidecar.web.semantics import Parts
+from sidecar.serving.folder import data_dir, open_stores, read_secret
+from sidecar.serving.front import Log
+from sidecar.serving.routes import Routes
+from sidecar.telemetry.log import LineWriter, format_of, make_logger, request_lines, stderr_writer
 from sidecar.web.service import Service
 
-ANSWERS = "answers"
-"""The stored answers' folder, in the data folder."""
 _FORCED = 1
 """Exit status when a second signal cut requests off."""
 
@@ -45,9 +34,9 @@ def command(**given: Any) -> None:
     config = loaded(given).config
     writer = stderr_writer()
     try:
-        log = make_logger(writer, log_format(config), config.log.level)
-        secret = read_secret(config, log)
-        lines = request_lines(writer, log_format(config), config.log.level)
+        log = make_logger(writer, format_of(config.log.format), config.log.level)
+        secret = read_secret(data_dir(config), log, named=bool(config.server.data_dir))
+        lines = request_lines(writer, format_of(config.log.format), config.log.level)
         sys.exit(run_loop(lambda: serve(config, secret, log, lines, writer)))
     finally:
         writer.close()
@@ -84,28 +73,7 @@ async def started(
 ) -> Service:
     """A service that listens. Without `jobs` it leaves those alone that are on disk. Raises ConfigError
     when its address cannot be had."""
-    store = open_jobs(config, log) if jobs else None
-    key = b""
-    if config.jobs.webhooks and store is not None:
-        try:
-            key = webhook_key(data_dir(config))
-        except (OSError, ValueError) as error:
-            raise ConfigError(str(error)) from None
-    folder = data_dir(config)
-    there = folder.is_dir()  # else it has been said
-    service = Service(
-        config,
-        secret,
-        log,
-        lines,
-        store=store,
-        answers=partial(DiskStore.open, folder / ANSWERS, config.cache.size, entries=config.semantic.entries)
-        if there
-        else None,
-        note=partial(counts.add, folder / counts.NAME) if there else None,
-        webhook_key=key,
-        semantic=semantic_parts(config, folder, log),
-    )
+    service = Service(config, secret, log, lines, open_stores(config, data_dir(config), log, jobs=jobs))
     try:
         await service.start()
     except OSError as error:
@@ -118,26 +86,9 @@ async def started(
     return service
 
 
-def semantic_parts(config: Config, folder: Path, log: FilteringBoundLogger) -> Parts | None:
-    """What answers to the same question in other words are found with; None where that is not asked for."""
-    if config.cache.mode not in ("semantic", "shadow"):
-        return None
-    semantic = config.semantic
-
-    async def prepare() -> bool:
-        log.info("model_missing", effect="identical requests only, until it is there", folder=str(folder))
-        return await background.pull(folder, semantic, lambda line: log.info("model", said=line))
-
-    return Parts(
-        lambda: embed.load(semantic, folder),
-        None if embed.ready(semantic, folder) else prepare,
-        folder / records.NAME,
-    )
-
-
 def announce(config: Config, url: str, log: FilteringBoundLogger) -> None:
     """Say where it listens, to people and to machines."""
-    if log_format(config) == "console":
+    if format_of(config.log.format) == "console":
         print(banner(config, url), file=sys.stderr, flush=True)
     log.info("serving", url=url, version=__version__, pid=os.getpid())
     if not is_loopback(config.server.host):
@@ -162,64 +113,6 @@ def banner(config: Config, url: str) -> str:
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches what listens there."""
     return host == "localhost" or host.startswith("127.") or host == "::1"
-
-
-def log_format(config: Config) -> Any:
-    """json or console, `auto` resolved."""
-    if config.log.format != "auto":
-        return config.log.format
-    return "console" if sys.stderr.isatty() else "json"
-
-
-def data_dir(config: Config) -> Path:
-    """Where things are kept: as configured, else systemd's state directory, else the XDG cache."""
-    if config.server.data_dir:
-        return Path(config.server.data_dir)
-    state = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    if state:
-        return Path(state)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "slipstream"
-
-
-def read_secret(config: Config, log: FilteringBoundLogger) -> bytes:
-    """The secret behind tenant ids. Without a usable folder it lives as long as the process."""
-    folder = data_dir(config)
-    try:
-        return load_or_create(folder)
-    except OSError as error:
-        if config.server.data_dir:
-            raise ConfigError(
-                f"server.data_dir = {str(folder)!r}: cannot be used: {error.strerror}"
-            ) from None
-        log.warning(
-            "no_data_dir",
-            folder=str(folder),
-            reason=error.strerror,
-            effect="no background jobs, and tenant ids change at restart",
-        )
-        return secrets.token_bytes(32)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def open_jobs(config: Config, log: FilteringBoundLogger) -> JobStore | None:
-    """Where background jobs are kept. Without it there are none, and everything else works."""
-    folder = data_dir(config)
-    try:
-        store = JobStore.open(folder)
-    except FolderInUseError as error:
-        log.warning("no_jobs", folder=str(folder), reason=str(error))
-        return None
-    except (OSError, StoreError) as error:
-        if folder.is_dir():  # else it has been said
-            log.warning("no_jobs", folder=str(folder), reason=getattr(error, "strerror", None) or str(error))
-        return None
-    if store.set_aside is not None:
-        log.warning(
-            "jobs_set_aside", file=str(store.set_aside), reason="it was damaged, or of a newer version"
-        )
-    return store
 
 
 def run_loop(main: Callable[[], Coroutine[Any, Any, int]]) -> int:

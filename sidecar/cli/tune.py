@@ -123,12 +123,12 @@ def _tune(
     *,
     as_json: bool,
 ) -> int:
-    from sidecar.cli.serve import data_dir
     from sidecar.cli.tune_html import page
     from sidecar.cli.tune_read import read, recorded
     from sidecar.cli.tune_sample import of_records
     from sidecar.cli.tune_show import for_programs, show
     from sidecar.core.semantic.curve import Refusal
+    from sidecar.serving.folder import data_dir
 
     folder = data_dir(config)
     found = read(files or recorded(folder), wanted)

@@ -11,7 +11,7 @@ from sidecar.core.dialects import OTHER_SSE, Dialect, Facts
 from sidecar.core.dialects.base import Framing, error_name, read_whole
 from sidecar.core.latency import Gaps
 from sidecar.core.lines import ArrayFramer, LineFramer
-from sidecar.core.sse import Framer, SSEFramer, data_of, has_id
+from sidecar.core.sse import Framer, SSEFramer, data_of, has_id, name_of
 from sidecar.core.types import DeltaKind, Head, Intent, Request
 
 _SURPRISES = (
@@ -93,7 +93,9 @@ class Answer:
         ok = 200 <= head.status < 300
         framing: Framing | None = None
         if kind == b"text/event-stream":
-            if self.dialect is None or self.dialect.framing_of(self.query) in (None, "ndjson"):
+            if self.dialect is None or (
+                self.dialect.declared and self.dialect.framing_of(self.query) in (None, "ndjson")
+            ):
                 self.dialect = OTHER_SSE
             self.streaming = ok
             framing = "sse"
@@ -222,7 +224,7 @@ class Answer:
         try:
             plain = self._decoder.feed(body) if self._decoder else body
             if plain:
-                parsed = read_whole(plain)
+                parsed = read_whole(plain, opaque=self.dialect.opaque)
                 if parsed.get("error"):
                     self.facts.error = error_name(parsed["error"])
                 self.dialect.whole(parsed, self.facts)
@@ -246,7 +248,11 @@ class Answer:
             if data is None or self.dialect is None or (not data and not sse):
                 return False
             try:
-                kind = self.dialect.read(data, self.facts)
+                dialect = self.dialect
+                if dialect.named:
+                    kind = dialect.read_named(name_of(block), data, self.facts)
+                else:
+                    kind = dialect.read(data, self.facts)
             except _SURPRISES:
                 self.unreadable = True
         self.events += 1

@@ -121,7 +121,9 @@ def unkept(
         return "error"
     if end.outcome is not Outcome.COMPLETE:
         return "incomplete"
-    if dialect is None or not dialect.operation or answer.streaming is not answer.intent.stream:
+    if dialect is None or not dialect.stored:
+        return "format"
+    if dialect.declared and answer.streaming is not answer.intent.stream:
         return "format"
     if not clean and not (dialect.marked and answer.streaming):
         return "incomplete"

@@ -45,6 +45,7 @@ KINDS: dict[str, tuple[int, str, Outcome]] = {
         "The upstream answered with an error",
         Outcome.UPSTREAM_ERROR,
     ),
+    "app_failed": (500, "The app did not finish its answer", Outcome.TRUNCATED),
     "overloaded": (503, "The sidecar is at its limit", Outcome.REFUSED),
     "draining": (503, "The sidecar is shutting down", Outcome.REFUSED),
     "jobs_unavailable": (503, "Background jobs are not available", Outcome.REFUSED),

@@ -6,7 +6,8 @@ a MAC by itself when keyed (RFC 7693, 2.9); HMAC-SHA256 through OpenSSL costs si
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
@@ -44,7 +45,11 @@ class Caller(msgspec.Struct, frozen=True):
 
 def caller(secret: bytes, request: Request) -> Caller:
     """Who asks, under this installation's secret."""
-    found = credential(request)
+    return caller_of(secret, credential(request))
+
+
+def caller_of(secret: bytes, found: bytes | None) -> Caller:
+    """The same of a credential; None where there is none."""
     scope = hashlib.blake2b(found or b"", key=secret, digest_size=32, person=b"scope").digest()
     return Caller(scope, scope[:8].hex() if found is not None else None)
 
@@ -55,15 +60,24 @@ def identity(scope: bytes, upstream: str, request: Request, body: bytes) -> byte
 
 
 def exact_key(
-    scope: bytes, upstream: str, request: Request, body: bytes, ignored: Sequence[str] = ()
+    scope: bytes,
+    upstream: str,
+    request: Request,
+    body: bytes,
+    ignored: Sequence[str] = (),
+    *,
+    opaque: bool = False,
 ) -> bytes | None:
-    """SHA-256 over everything that may change the answer; None for a body that cannot be judged.
+    """SHA-256 over everything that may change the answer; None for a body that cannot be judged. `opaque`:
+    such a body counts byte for byte.
 
     Of the body every field counts that is not `ignored`, in any order and spelling. Of the headers all count
     that are not known to be about something else: a header of some gateway may choose the model or say who
     asks, and a wrong answer that looks right is worse than a call too many.
     """
     canon = body if len(body) > LARGEST else canonical(body, ignored)
+    if canon is None and opaque:
+        canon = body
     return _digest(b"exact", scope, upstream, request, canon, ignored) if canon is not None else None
 
 
@@ -91,7 +105,7 @@ def keys(
     """Both keys of a request to a model, as `exact_key` makes them. `stream`: whether it wants one."""
     canons = None if len(body) > LARGEST else forms(body, ignored, dialect.mode_fields)
     if canons is None or dialect.framing is None:
-        exact = exact_key(scope, upstream, request, body, ignored)
+        exact = exact_key(scope, upstream, request, body, ignored, opaque=dialect.opaque)
         return Keys(exact) if exact is not None else None
     modeless = msgspec.structs.replace(request, target=dialect.modeless(request.target))
     alias = _digest(b"modeless", scope, upstream, modeless, canons[1], ignored)
@@ -119,7 +133,19 @@ def question(
 ) -> Question | None:
     """What is asked in a request to a model; None where the last turn is not plain text, or the body cannot
     be judged. As in exact keys, all headers count that are not known to be about something else."""
-    found = without_text(body, ignored, dialect.question) if len(body) <= LARGEST else None
+    return question_at(scope, upstream, request, body, dialect.question, ignored)
+
+
+def question_at(
+    scope: bytes,
+    upstream: str,
+    request: Request,
+    body: bytes,
+    place: Callable[[dict[str, Any]], tuple[str | int, ...] | None],
+    ignored: Sequence[str] = (),
+) -> Question | None:
+    """The same where `place` tells, of the parsed body, where the question is."""
+    found = without_text(body, ignored, place) if len(body) <= LARGEST else None
     if found is None:
         return None
     text, rest = found
@@ -141,7 +167,7 @@ def _digest(
     fields = request.fields
     parts = [_VERSION, kind, scope, upstream.encode(), request.method.encode(), _target(request)]
     for key in sorted(fields):
-        if key == _NAMESPACE or (key not in _ASIDE and not key.startswith(_ASIDE_FAMILIES)):
+        if key == NAMESPACE or (key not in _ASIDE and not key.startswith(_ASIDE_FAMILIES)):
             parts += (key, fields[key])
     if ignored:
         # What was stored while a field made no difference is of no use once it makes one.
@@ -169,7 +195,7 @@ def _name(part: bytes) -> str:
     return unquote_to_bytes(part.partition(b"=")[0].replace(b"+", b" ")).decode("latin-1")
 
 
-_NAMESPACE = b"slipstream-namespace"
+NAMESPACE = b"slipstream-namespace"
 _VERSION = b"1"
 """Of the key's form: another form must never find what this one stored."""
 

@@ -24,6 +24,7 @@ from typing import Literal
 
 import msgspec
 
+from sidecar.core.spans import Spans
 from sidecar.core.types import Outcome, Timings
 
 _GAPS = 8192
@@ -128,6 +129,8 @@ class Trace(msgspec.Struct):
     waited: float = 0.0
     """Seconds spent waiting for the client's body."""
     timings: Timings | None = None
+    spans: Spans | None = None
+    """Phases that the code which makes the answer has timed itself."""
     head_at: float = 0.0
     delay: float = 0.0
     keepalives: int = 0
@@ -244,7 +247,11 @@ def server_timing(trace: Trace) -> bytes:
     if timings is None or not timings.head or trace.joined:
         return read
     connect, upstream = timings.connected - timings.started, timings.head - timings.sent
-    return b"%b, connect;dur=%.3f, upstream;dur=%.3f" % (read, connect * 1000, upstream * 1000)
+    said = b"%b, connect;dur=%.3f, upstream;dur=%.3f" % (read, connect * 1000, upstream * 1000)
+    if trace.spans is not None:
+        for name, seconds in trace.spans.over().items():
+            said += b", %b;dur=%.3f" % (name.encode(), seconds * 1000)
+    return said
 
 
 def _phases(trace: Trace, timings: Timings | None, now: float) -> Mapping[str, float | None]:
@@ -254,7 +261,7 @@ def _phases(trace: Trace, timings: Timings | None, now: float) -> Mapping[str, f
         connect = (timings.connected or now) - timings.started
         if timings.sent:
             upstream = (timings.head or now) - timings.sent
-    return {
+    phases = {
         "read_ms": _ms(trace.waited),
         "lookup_ms": _ms(trace.lookup),
         "embed_ms": _ms(trace.embed),
@@ -263,6 +270,9 @@ def _phases(trace: Trace, timings: Timings | None, now: float) -> Mapping[str, f
         "upstream_ms": _ms(upstream),
         "store_ms": _ms(trace.stored),
     }
+    if trace.spans is not None:
+        phases |= {f"{name}_ms": _ms(seconds) for name, seconds in trace.spans.seconds(now).items()}
+    return phases
 
 
 def _overhead(trace: Trace) -> float | None:

@@ -62,7 +62,7 @@ def same_operation(name: bytes | None, before: bytes | None) -> bool:
 
 def starts_again(fault: Fault | None, *, begun: bool) -> bool:
     """Whether a request whose joined call came to nothing is worth a call of its own."""
-    return not begun and fault is not None and fault.kind.startswith("upstream_")
+    return not begun and fault is not None and fault.kind.startswith(("upstream_", "app_"))
 
 
 def takes_ids(fields: Mapping[bytes, bytes]) -> bool:

@@ -200,6 +200,17 @@ def data_of(block: bytes) -> bytes | None:
     return b"\n".join(values) if values else None
 
 
+def name_of(block: bytes) -> bytes:
+    """The event's name: its last `event` field, or nothing."""
+    if b"event" not in block:
+        return b""
+    name = b""
+    for line in _LINE_END.split(block):
+        if line[:6] == b"event:":
+            name = line[7:] if line[6:7] == b" " else line[6:]
+    return name
+
+
 def has_id(block: bytes) -> bool:
     """Whether the event has an `id` field."""
     if block[:2] != b"id" and b"\nid" not in block and b"\rid" not in block:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sidecar.cache.exact import ExactCache
 from sidecar.cache.semantic import SemanticCache
 from sidecar.core.answer import Answer
-from sidecar.core.dialects import recognise
+from sidecar.core.dialects import by_name, recognise
 from sidecar.core.entry import Entry, Known
 from sidecar.core.folding import refreshed
 from sidecar.core.latency import Labels
@@ -175,7 +175,8 @@ class Answers:
 def _blank(entry: Entry) -> Answer:
     known = entry.known
     request = Request("POST", b"", known.path, known.query, (), {})
-    return Answer(request, recognise("POST", known.path), Intent(known.model, stream=known.stream))
+    dialect = by_name(known.dialect) or recognise("POST", known.path)
+    return Answer(request, dialect, Intent(known.model, stream=known.stream))
 
 
 def _labels(known: Known) -> Labels:

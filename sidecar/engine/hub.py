@@ -49,14 +49,27 @@ class Hub:
 
     def start(self, live: Live, call: Call, upstream: Upstream | None = None) -> None:
         """Make the call of which `live` is the record. `upstream`: who answers it, if not the usual one."""
-        live.task = task = self._loop.create_task(pump(upstream or self._upstream, call, live))
+        task = self._loop.create_task(pump(upstream or self._upstream, call, live))
+        self.adopt(live, task.cancel)
+        task.add_done_callback(lambda task: self._pumped(live, task))
+
+    def adopt(self, live: Live, abort: Callable[[], object]) -> None:
+        """`live` is the record of an answer that begins to be made elsewhere: whoever makes it calls `over`
+        once the recording has ended, and stops when told to `abort`."""
+        live.abort = abort
         self._live.add(live)
         self.idle.clear()
         if live.ask.key and not live.ask.alone:
             self._by_key.setdefault(live.ask.key, []).append(live)
         if live.ask.identity:
             self._by_identity.setdefault(live.ask.identity, []).append(live)
-        task.add_done_callback(lambda task: self._ended(live, task))
+
+    async def until_over(self, live: Live) -> None:
+        """Wait until the call has ended; at once if it is not running."""
+        if live in self._live:
+            waiter = self._loop.create_future()
+            live.waiting.append(waiter)
+            await waiter
 
     def read(self, live: Live, offset: int = 0, *, back: bool = False) -> Reader:
         """A further reader. `back`: its client was granted time to come back, and has. Raises ValueError
@@ -176,9 +189,17 @@ class Hub:
             live.timer.cancel()
             live.timer = None
 
-    def _ended(self, live: Live, task: asyncio.Task[None]) -> None:
+    def _pumped(self, live: Live, task: asyncio.Task[None]) -> None:
+        self.over(live)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_fault(error)
+
+    def over(self, live: Live) -> None:
+        """The call has ended, and nobody finds it any more who wants to share it."""
+        if live not in self._live:
+            return
         self._live.discard(live)
-        live.task = None  # its traceback would hold this call, and this call the task
+        live.abort = None  # it holds the task, whose traceback would hold this call
         for found, key in ((self._by_key, live.ask.key), (self._by_identity, live.ask.identity)):
             if key and live in found.get(key, ()):
                 found[key].remove(live)
@@ -194,10 +215,12 @@ class Hub:
             storing = False
         if not storing:
             self.settle(live)
+        waiting, live.waiting = live.waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
         if not self._live:
             self.idle.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._on_fault(error)
 
     @staticmethod
     def settle(live: Live) -> None:

@@ -108,10 +108,11 @@ class Jobs:
         self._forsaken.add(name)
         self._spawn(self._forsake(name))
 
-    async def status(self, name: str) -> dict[str, object]:
-        """What `GET /_slipstream/jobs/{id}` answers. Raises RefusedError."""
+    async def status(self, name: str, root: str = "") -> dict[str, object]:
+        """What `GET /_slipstream/jobs/{id}` answers; see `status_of`. Raises RefusedError."""
         job = self._jobs.get(name)
-        return status_of(job.record, job.live) if job else status_of(await self._disk.record(name))
+        record, live = (job.record, job.live) if job else (await self._disk.record(name), None)
+        return status_of(record, live, root)
 
     async def result(self, name: str) -> Live:
         """The upstream's response, whole. Raises RefusedError."""
@@ -237,10 +238,9 @@ class Jobs:
             return
         work = self._prepare(job.record, order)
         live.answer = work.answer
-        self._hub.start(live, work.call())
+        work.start(live)
         del order, work  # the body, which has been sent
-        assert live.task is not None
-        await asyncio.wait({live.task})
+        await self._hub.until_over(live)
 
     async def _cancel_queued(self, job: Job, fault: Fault) -> None:
         record = msgspec.structs.replace(job.record, status="cancelled", ended=time.time(), error=fault)

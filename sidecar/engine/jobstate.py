@@ -7,12 +7,11 @@ from typing import Any
 import msgspec
 
 from sidecar.core.answer import NEVER, Answer
-from sidecar.core.dialects import recognise
+from sidecar.core.dialects import by_name, recognise
 from sidecar.core.latency import Labels
 from sidecar.core.recording import Recording
 from sidecar.core.types import End, Fault, Intent, Outcome, Request
 from sidecar.engine.pump import Ask, Live
-from sidecar.engine.source import Call
 from sidecar.stores.jobs import JobRecord, Result, Status
 
 _COUNTS = ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens")
@@ -27,7 +26,8 @@ LIMIT = 32 << 20
 class Work(msgspec.Struct):
     """An order made ready to be sent."""
 
-    call: Callable[[], Call]
+    start: Callable[[Live], None]
+    """Makes the call of which it is given the record."""
     answer: Answer
     labels: Labels
 
@@ -96,10 +96,10 @@ def _details(live: Live) -> dict[str, int | float | str | None]:
     return known
 
 
-def status_of(record: JobRecord, live: Live | None = None) -> dict[str, Any]:
+def status_of(record: JobRecord, live: Live | None = None, root: str = "") -> dict[str, Any]:
     """The document that `GET /_slipstream/jobs/{id}` answers with. Times are unix seconds, spans
-    milliseconds. While a provider has not said how many tokens it wrote, each event that brought
-    something counts as one."""
+    milliseconds. `root`: the path in front of the sidecar's own. While a provider has not said how many
+    tokens it wrote, each event that brought something counts as one."""
     details = _details(live) if live is not None and record.ended is None else record.details
     tokens = details.get("output_tokens")
     if tokens is None:
@@ -126,8 +126,8 @@ def status_of(record: JobRecord, live: Live | None = None) -> dict[str, Any]:
         "usage": {name: details.get(name) for name in _COUNTS},
         "error": {"kind": error.kind, "detail": error.detail} if error is not None else None,
         "webhook": record.webhook_state if record.webhook is not None else None,
-        "result": f"/_slipstream/jobs/{record.id}/result",
-        "stream": f"/_slipstream/streams/{record.id}",
+        "result": f"{root}/_slipstream/jobs/{record.id}/result",
+        "stream": f"{root}/_slipstream/streams/{record.id}",
     }
 
 
@@ -154,9 +154,8 @@ def answer_of(record: JobRecord) -> Answer:
     labels = record.labels
     method, path, query = (str(labels.get(name) or "") for name in ("method", "path", "query"))
     request = Request(method, b"", path, query, (), {})
-    return Answer(
-        request, recognise(method, path), Intent(_text(labels.get("model")), labels.get("stream") is True)
-    )
+    dialect = by_name(labels.get("dialect")) or recognise(method, path)
+    return Answer(request, dialect, Intent(_text(labels.get("model")), labels.get("stream") is True))
 
 
 def labels_of(record: JobRecord) -> Labels:

@@ -18,6 +18,7 @@ from sidecar.core.errors import RefusedError, UpstreamError
 from sidecar.core.fingerprint import Keys
 from sidecar.core.latency import NO_LABELS, Labels
 from sidecar.core.recording import Recording
+from sidecar.core.spans import Spans
 from sidecar.core.types import End, Fault, Outcome, Timings
 from sidecar.engine.shelf import Shelf
 from sidecar.engine.source import Call, Source, Upstream
@@ -73,6 +74,7 @@ class Live:
     __slots__ = (
         "__weakref__",
         "_source",
+        "abort",
         "answer",
         "arrived",
         "ask",
@@ -90,10 +92,11 @@ class Live:
         "recording",
         "settled",
         "shelf",
+        "spans",
         "stored",
-        "task",
         "timer",
         "timings",
+        "waiting",
     )
 
     def __init__(
@@ -107,7 +110,12 @@ class Live:
         self.arrived = 0.0
         """When the latest bytes came, by `time.perf_counter`."""
         self.end_on_cancel = End(Outcome.CANCELLED)
-        self.task: asyncio.Task[None] | None = None
+        self.abort: Callable[[], object] | None = None
+        """Gives up the work of making its answer; None before that has begun, and once it is over."""
+        self.spans: Spans | None = None
+        """Phases that the code which makes its answer has timed."""
+        self.waiting: list[asyncio.Future[None]] = []
+        """Who waits for its end; see `Hub.until_over`."""
         self.name: str | None = None
         """The id under which clients can come back to it; None until one was told."""
         self.shelf: Shelf | None = None
@@ -139,8 +147,8 @@ class Live:
         """Give the call up; the recording ends with `end`."""
         if end is not None:
             self.end_on_cancel = end
-        if self.task is not None:
-            self.task.cancel()
+        if self.abort is not None:
+            self.abort()
         # A task cancelled before its first step never runs its own handlers.
         self.recording.finish(self.end_on_cancel)
 

@@ -187,3 +187,10 @@ def _now() -> str:
 @functools.lru_cache(maxsize=1)
 def _second(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def format_of(configured: str) -> Any:
+    """json or console, `auto` resolved."""
+    if configured != "auto":
+        return configured
+    return "console" if sys.stderr.isatty() else "json"

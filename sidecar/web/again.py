@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sidecar.core.caching import Wish, age, freshness, hit_status
-from sidecar.core.entry import Entry
 from sidecar.core.latency import next_request_id, trace_id
 from sidecar.core.lru import Lru
 from sidecar.core.types import Request
@@ -26,8 +25,9 @@ from sidecar.engine.answers import Answers
 from sidecar.engine.pump import Keep, Live
 
 if TYPE_CHECKING:
+    from sidecar.serving.visit import Visit
+    from sidecar.web.reply import Reply
     from sidecar.web.server import Protocol
-    from sidecar.web.visit import Visit
 
 _ROOM = 8 << 20
 """Bytes of what is remembered."""
@@ -50,19 +50,6 @@ _TRACING = re.compile(
     re.IGNORECASE,
 )
 """Whole header lines that differ from request to request, and of which only the trace's id is of use."""
-
-
-class Hit(msgspec.Struct):
-    """What a request was answered with from memory."""
-
-    entry: Entry
-    keep: Keep
-    wish: Wish
-    live: Live | None
-    """What was read, if it is a stream."""
-    request: Request
-    body: bytes
-    """Of the request."""
 
 
 class _Known(msgspec.Struct, frozen=True):
@@ -103,11 +90,10 @@ class Again:
         self._seen: Lru[bool] = Lru(_SEEN)
         """What was answered from memory once."""
 
-    def remember(self, visit: "Visit", line: Mapping[str, object]) -> None:
+    def remember(self, visit: "Visit", reply: "Reply", line: Mapping[str, object]) -> None:
         """A request was answered from memory, and this was its line. What comes the second time is kept."""
-        hit, reply = visit.hit, visit.reply
-        whole = visit.whole
-        if hit is None or not whole or not reply.keep_alive or max(reply.bytes, len(whole)) > _LONGEST:
+        hit, whole = visit.hit, reply.request_bytes
+        if hit is None or not whole or not reply.keep_alive or max(reply.sent, len(whole)) > _LONGEST:
             return
         self._check_generation()
         name, _ = self._name(whole)
@@ -117,7 +103,7 @@ class Again:
             return
         if not _is(whole, hit.request, hit.body):
             return
-        if reply.bytes != len(hit.entry.body) or line["outcome"] != "complete":
+        if reply.sent != len(hit.entry.body) or line["outcome"] != "complete":
             return  # it has ids in it, or is not all of the answer
         head = reply.head
         # Ours is the last one: the upstream may be a sidecar, too.

@@ -3,26 +3,20 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
 
-import msgspec
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from sidecar.core.errors import RefusedError
 from sidecar.core.types import Request
-from sidecar.web.incoming import Incoming
+from sidecar.serving.shell import Body
+
+if TYPE_CHECKING:
+    from sidecar.web.incoming import Incoming
 
 
-class Body(msgspec.Struct, frozen=True):
-    """What is there of a body, and the rest, if it streams past."""
-
-    kept: bytes
-    more: AsyncIterator[bytes] | None
-    waited: float
-    """Seconds spent waiting for the client."""
-
-
-async def receive(raw: Incoming, request: Request, *, keep: int, timeout: float) -> Body:  # noqa: ASYNC109
+async def receive(raw: "Incoming", request: Request, *, keep: int, timeout: float) -> Body:  # noqa: ASYNC109
     """Read up to `keep` bytes. A body that goes on after that is left to be streamed.
 
     Raises RefusedError when the client is too slow or its body is not valid HTTP.
@@ -56,12 +50,12 @@ async def receive(raw: Incoming, request: Request, *, keep: int, timeout: float)
     return Body(parts[0] if len(parts) == 1 else b"".join(parts), None, waited)
 
 
-async def _rest(raw: Incoming, timeout: float) -> AsyncIterator[bytes]:  # noqa: ASYNC109
+async def _rest(raw: "Incoming", timeout: float) -> AsyncIterator[bytes]:  # noqa: ASYNC109
     while part := await _part(raw, timeout):
         yield part
 
 
-async def _part(raw: Incoming, timeout: float) -> bytes:  # noqa: ASYNC109
+async def _part(raw: "Incoming", timeout: float) -> bytes:  # noqa: ASYNC109
     """The next bytes; b"" at the end."""
     content = raw.content
     try:

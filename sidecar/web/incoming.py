@@ -11,13 +11,19 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
+from sidecar.core.types import Request
+from sidecar.serving import intake
+from sidecar.serving.shell import Body
+from sidecar.web.body import receive
+
 if TYPE_CHECKING:
     from sidecar.web.server import Protocol
 
 
 class Incoming:
-    """One request of one client connection."""
+    """One request of one client connection; see `serving.shell.Arriving`."""
 
+    root = ""
     __slots__ = (
         "_chunked",
         "_task",
@@ -56,6 +62,15 @@ class Incoming:
         protocol.incoming = self
         # What was answered came before this one, whose own answer is still to come.
         protocol.answered, protocol.whole = False, b""
+
+    def head(self) -> Request:
+        """See `Arriving`."""
+        target = self.target.encode("utf-8", "surrogateescape")
+        return intake.request_of(self.method, target, self.raw_headers, http10=self.http10)
+
+    async def body(self, request: Request, *, keep: int) -> Body:
+        """See `Arriving`."""
+        return await receive(self, request, keep=keep, timeout=self.protocol.client_timeout)
 
     @property
     def transport(self) -> asyncio.Transport | None:

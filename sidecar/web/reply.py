@@ -10,18 +10,15 @@ import struct
 from collections.abc import Iterable
 
 from sidecar.core.headers import render
+from sidecar.serving.shell import ClientGoneError
 from sidecar.web.incoming import Incoming
 
 _RESET = struct.pack("ii", 1, 0)
 _END = b"0\r\n\r\n"
 
 
-class ClientGoneError(Exception):
-    """The client left, or did not take what it was sent within the timeout."""
-
-
 class Reply:
-    """The response to one request. After `finish` or `cut` nothing more can be written."""
+    """The response to one request; see `serving.shell.Reply`."""
 
     __slots__ = (
         "_chunked",
@@ -29,9 +26,9 @@ class Reply:
         "_timeout",
         "_to_close",
         "bodiless",
-        "bytes",
         "head",
         "keep_alive",
+        "sent",
         "started",
     )
 
@@ -45,7 +42,7 @@ class Reply:
         """Whether the connection may carry another request."""
         self.bodiless = raw.method == "HEAD"
         self.started = False
-        self.bytes = 0
+        self.sent = 0
         """Bytes of body sent, framing not counted."""
         self.head = b""
         """As it was sent."""
@@ -94,7 +91,7 @@ class Reply:
         self.started = True
         parts = [head]
         if body and not self.bodiless:
-            self.bytes += len(body)
+            self.sent += len(body)
             parts += [b"%x\r\n" % len(body), body, b"\r\n"] if self._chunked else [body]
         if last and self._chunked:
             self._chunked = False
@@ -108,7 +105,7 @@ class Reply:
         """Write some of the body. Never waits; see `drained`."""
         if self.bodiless:
             return
-        self.bytes += len(data)
+        self.sent += len(data)
         if not self._chunked:
             self._transport.write(data)
         elif len(data) < 65536:
@@ -130,6 +127,9 @@ class Reply:
             except TimeoutError:
                 self.cut(reset=True)
                 raise ClientGoneError("the client stopped reading") from None
+
+    async def flush(self) -> None:
+        """All of it is with the transport already."""
 
     def finish(self) -> None:
         """The body is whole. A client that has hung up on its last byte, as many SDKs do on a terminal

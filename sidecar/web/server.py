@@ -80,6 +80,11 @@ class Protocol(web.RequestHandler):
         """Its answer is written, and another one may come on this connection."""
 
     @property
+    def client_timeout(self) -> float:
+        """Seconds that a client may take for the next part of a body."""
+        return self._server.timeouts.client
+
+    @property
     def ended_plainly(self) -> bool:
         """Whether the latest that came is the end of a chunked body without trailers, and nothing after."""
         return self.tail == b"\r\n0\r\n\r\n" and not self._messages

@@ -12,7 +12,7 @@ from sidecar.cli.config import schema
 from sidecar.config import KEYS, Config, load
 from sidecar.core.types import Request
 from sidecar.core.values import ConfigError, Duration, Patience, Size
-from sidecar.web.routes import Routes
+from sidecar.serving.routes import Routes
 
 SECRET = "hunter2"
 

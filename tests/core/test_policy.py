@@ -248,6 +248,7 @@ STATUSES = {
     "request_timeout": (408, Outcome.REFUSED),
     "headers_too_large": (431, Outcome.REFUSED),
     "internal": (500, Outcome.REFUSED),
+    "app_failed": (500, Outcome.TRUNCATED),
     "upgrade_unsupported": (501, Outcome.REFUSED),
     "upstream_unreachable": (502, Outcome.UPSTREAM_ERROR),
     "upstream_protocol": (502, Outcome.UPSTREAM_ERROR),

@@ -12,12 +12,15 @@ from sidecar.core.types import Fault
 from sidecar.engine.answers import Answers
 from sidecar.engine.hub import Hub
 from sidecar.engine.shelf import Shelf
+from sidecar.serving import backend as serving
+from sidecar.serving.asks import Asks
+from sidecar.serving.calls import Calls
+from sidecar.serving.follow import Follow
+from sidecar.serving.front import Front
+from sidecar.serving.routes import Routes
 from sidecar.web.again import Again
-from sidecar.web.asks import Asks
-from sidecar.web.calls import Calls
-from sidecar.web.follow import Follow
+from sidecar.web.incoming import Incoming
 from sidecar.web.proxy import Proxy
-from sidecar.web.routes import Routes
 from tests.engine.rig import DONE, TIMINGS, ScriptedSource, pass_time, run, settled
 
 BODY = b'{"model":"m","stream":true,"messages":[]}'
@@ -27,6 +30,9 @@ LOST = UpstreamError("upstream_closed", "it closed the connection before it answ
 
 class Client:
     """A connection with one request on it, as `web.incoming.Incoming` shows it, and what came back."""
+
+    root = ""
+    head, body = Incoming.head, Incoming.body
 
     def __init__(self, *fields: tuple[bytes, bytes]) -> None:
         self.method = "POST"
@@ -38,7 +44,7 @@ class Client:
             is_eof=lambda: True, exception=lambda: None, total_bytes=len(BODY), read_nowait=lambda: BODY
         )
         self.transport = self
-        self.protocol = SimpleNamespace(writing_paused=False, transport=self)
+        self.protocol = SimpleNamespace(writing_paused=False, transport=self, client_timeout=60.0)
         self.written = self.whole = b""
         self.closed = False
         self.task: asyncio.Task | None = None
@@ -121,19 +127,13 @@ class Stage:
         # No answer outlives its call, so nothing is looked up in a thread: this clock knows no threads.
         cache = ExactCache(0, self.faults.append, self.faults.append)
         answers = Answers(cache, self.hub, fresh_ids=False, paced=False)
-        asks = Asks(config, Routes(config), b"s" * 32, answers.count)
+        upstreams = serving.Upstreams(Routes(config), self.hub.start, b"s" * 32, config.limits.headers)
+        asks = Asks(config, upstreams, b"s" * 32, answers.count)
         follow = Follow(config, self.hub, b"s" * 32)
         calls = Calls(config, asks, self.hub, follow, answers)
-        self.proxy = Proxy(
-            config,
-            b"s" * 32,
-            calls,
-            None,
-            None,
-            Again(answers, b"s" * 32, frozenset(), self.lines.append, self.faults.append),
-            self.lines.append,
-            self.faults.append,
-        )
+        self.front = Front(config, upstreams, calls, None, None, self.lines.append, self.faults.append)
+        again = Again(answers, b"s" * 32, frozenset(), self.lines.append, self.faults.append)
+        self.proxy = Proxy(config, self.front, again, self.lines.append)
         self.clients: list[Client] = []
 
     def ask(self, *fields: tuple[bytes, bytes]) -> Client:
@@ -146,7 +146,7 @@ class Stage:
         assert not self.faults
         assert len(self.hub) == 0
         assert self.hub._by_key == {} == self.hub._by_identity
-        assert self.proxy.active == 0
+        assert self.front.active == 0
         assert len(self.lines) == len(self.clients)
         assert (
             self.upstream.over + sum(source.closed for source in self.upstream.sources) == self.upstream.calls

@@ -34,7 +34,7 @@ def stopped(phase):
 def assert_gone(rig, live, phase):
     opened = phase in PHASES[2:]
     assert len(rig.hub) == 0
-    assert live.task is None
+    assert live.abort is None
     assert rig.source.closed == opened
     assert len(rig.upstream.calls) == (phase != PHASES[0])
     assert rig.upstream.aborted == (phase == "in open")
@@ -84,7 +84,7 @@ def test_the_call_lives_while_anybody_reads(phase):
         await settled()
         assert (len(rig.hub), rig.source.closed) == (0, 1)
         rig.hub.leave(live, second)
-        assert live.task is None
+        assert live.abort is None
 
     run(main)
 

@@ -95,16 +95,18 @@ def asked(rig: Rig) -> int:
 
 def counts(rig: Rig) -> dict[str, int]:
     """What was counted, hits apart."""
-    found = rig.sidecar.service._cache.counts
+    found = rig.sidecar.service.assembly.cache.counts
     return {name: count for name, count in found.items() if not name.startswith(("hit", "stored"))}
 
 
 async def settled(rig: Rig, stored: int | None = None) -> None:
     """No call is running and no store is under way; `stored`: so many were, in all."""
-    service, cache = rig.sidecar.service, rig.sidecar.service._cache
+    service, cache = rig.sidecar.service, rig.sidecar.service.assembly.cache
     await eventually(
-        lambda: not len(service._hub) and not service._proxy.active and not cache._writes._size,
-        lambda: (len(service._hub), service._proxy.active, cache._writes._size),
+        lambda: (
+            not len(service.assembly.hub) and not service.assembly.front.active and not cache._writes._size
+        ),
+        lambda: (len(service.assembly.hub), service.assembly.front.active, cache._writes._size),
     )
     if stored is not None:
         assert cache.counts["stored"] == stored, cache.counts
@@ -112,7 +114,7 @@ async def settled(rig: Rig, stored: int | None = None) -> None:
 
 async def filled(rig: Rig, form: Form, *fields: tuple[bytes, bytes]) -> Answer:
     """Ask for the first time; the answer is stored when this returns."""
-    before = rig.sidecar.service._cache.counts["stored"] if rig.sidecars else 0
+    before = rig.sidecar.service.assembly.cache.counts["stored"] if rig.sidecars else 0
     answer = await ask(rig, form, *fields)
     assert answer.header("cache-status") == MISS
     assert (answer.status, answer.end) == (200, "whole")
@@ -221,7 +223,7 @@ class Clock:
 
 def clocked(sidecar: Any) -> Clock:
     """From now on the sidecar's answers go by this clock; the store's own does not matter in memory."""
-    clock = sidecar.service._proxy._calls._answers.clock = Clock()
+    clock = sidecar.service.assembly.answers.clock = Clock()
     return clock
 
 
@@ -275,7 +277,7 @@ async def on_store(rig: Rig, store: Any, **keys: Any) -> Any:
     """A sidecar on that store."""
     sidecar = await rig.start(**{"cache__ttl": 3600, **keys})
     service: Service = sidecar.service
-    await service._cache.open(lambda: store)
+    await service.assembly.cache.open(lambda: store)
     return sidecar
 
 

@@ -90,10 +90,10 @@ async def ended(call: Upstream, *parts: bytes) -> None:
 
 async def left(rig: Any, stream: Stream | Client, how: str = "rst") -> None:
     """The client leaves, and the sidecar has noticed."""
-    before = rig.sidecar.service._proxy.active
+    before = rig.sidecar.service.assembly.front.active
     (stream.client if isinstance(stream, Stream) else stream).leave(how)
-    proxy = rig.sidecar.service._proxy
-    await eventually(lambda: proxy.active < before, lambda: "a request whose client has left")
+    front = rig.sidecar.service.assembly.front
+    await eventually(lambda: front.active < before, lambda: "a request whose client has left")
 
 
 def returning(form: Format, way: str, name: str, number: int, *fields: tuple[bytes, bytes]) -> bytes:

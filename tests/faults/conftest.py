@@ -112,13 +112,13 @@ class Rig:
         provider = self.provider
         for sidecar in self.sidecars:
             service = sidecar.service
-            await eventually(lambda: not service._proxy.active, lambda: "requests")  # noqa: B023
-            await eventually(lambda: not len(service._hub), lambda: "upstream calls")  # noqa: B023
-            await eventually(lambda: not service._server.connections, lambda: "client connections")  # noqa: B023
+            await eventually(lambda: not service.assembly.front.active, lambda: "requests")  # noqa: B023
+            await eventually(lambda: not len(service.assembly.hub), lambda: "upstream calls")  # noqa: B023
+            await eventually(lambda: not sidecar.connections, lambda: "client connections")  # noqa: B023
         for upstream in self._made:
             upstream.over.set()
         await eventually(lambda: not provider.active, lambda: f"{provider.active} answers at the provider")
-        idle = [c for s in self.sidecars for kept in s.service._client._idle.values() for c in kept]
+        idle = [c for s in self.sidecars for kept in s.service.assembly.client._idle.values() for c in kept]
         await eventually(
             lambda: provider.connections <= len(idle),
             lambda: f"{provider.connections} connections at the provider",

@@ -7,8 +7,8 @@ from typing import Any
 
 from sidecar.cache import embed
 from sidecar.cache.embed.base import Embedded, Embedder, EmbedError
+from sidecar.serving.semantics import Parts
 from sidecar.tables import Semantic
-from sidecar.web.semantics import Parts
 from tests.faults.cache import Form, ask, asked, patched, settled
 from tests.faults.conftest import Rig, eventually
 from tests.faults.wire import GUARD, Answer
@@ -76,7 +76,7 @@ async def on_model(rig: Rig, model: Path, folder: Path, embedder: Any = None, **
     """A sidecar that knows paraphrases; ready when this returns."""
     given = {"cache__mode": "semantic", "cache__ttl": 3600, **PATIENT, **keys}
     sidecar = await rig.start(folder=folder, parts=parts(model, folder, embedder), **given)
-    semantics = sidecar.service._semantics
+    semantics = sidecar.service.assembly.semantics
     await semantics.started(GUARD)
     assert semantics.cache.ready, sidecar.lines.all
     return sidecar
@@ -108,7 +108,7 @@ def likeness(answer: Answer) -> float | None:
 
 async def known(rig: Rig, form: Form, *fields: tuple[bytes, bytes]) -> Answer:
     """Ask upstream; what is asked is found by others when this returns."""
-    counts = rig.sidecar.service._cache.counts
+    counts = rig.sidecar.service.assembly.cache.counts
     before = asked(rig), counts["stored"], noted(rig)
     answer = await ask(rig, form, *fields)
     assert asked(rig) == before[0] + 1
@@ -121,7 +121,7 @@ async def known(rig: Rig, form: Form, *fields: tuple[bytes, bytes]) -> Answer:
 
 def noted(rig: Rig) -> int:
     """Questions in the log."""
-    store = rig.sidecar.service._cache._store
+    store = rig.sidecar.service.assembly.cache._store
     return int(store.stats().vectors)
 
 
@@ -129,7 +129,7 @@ async def paraphrased(rig: Rig, form: Form, first: Answer, *fields: tuple[bytes,
     """Ask: it is answered with what was said to another question, and the upstream hears nothing."""
     before = asked(rig)
     answer = await ask(rig, form, *fields)
-    assert likeness(answer) is not None, (answer.headers, rig.sidecar.service._cache.counts)
+    assert likeness(answer) is not None, (answer.headers, rig.sidecar.service.assembly.cache.counts)
     assert answer.body == first.body
     assert asked(rig) == before
     return answer

@@ -61,7 +61,7 @@ async def test_a_miss_is_stored_and_a_hit_has_its_bytes(rig, tmp_path, form, kin
     again = await hits(rig, form, first, KEY)
     kept = [field for field in first.headers if field[0].lower() not in CHANGED]
     assert [field for field in again.headers if field[0].lower() not in CHANGED] == kept
-    rig.sidecar.service._cache._hot.clear()
+    rig.sidecar.service.assembly.cache._hot.clear()
     from_disk = await hits(rig, form, first, KEY)
     assert [field for field in from_disk.headers if field[0].lower() not in CHANGED] == kept
     client = await rig.connect()
@@ -74,7 +74,7 @@ async def test_a_miss_is_stored_and_a_hit_has_its_bytes(rig, tmp_path, form, kin
         assert answer.body == first.body
         assert [field for field in answer.headers if field[0].lower() not in CHANGED] == kept
     assert asked(rig) == 1
-    found = rig.sidecar.service._cache.counts
+    found = rig.sidecar.service.assembly.cache.counts
     assert (found["hit_memory"], found["hit_disk"], found["stored"]) == (4, 1, 1)
 
 
@@ -335,7 +335,7 @@ async def test_a_client_leaves_a_paced_replay(rig):
     await client.send(request("POST", STREAMED.target, STREAMED.sent))
     answer = await client.answer("POST")
     await answer.more()
-    assert len(rig.sidecar.service._hub) == 1
+    assert len(rig.sidecar.service.assembly.hub) == 1
     client.reset()
     await settled(rig, 1)
     assert (await rig.line(1))["outcome"] == "cancelled"
@@ -386,7 +386,7 @@ async def test_across_modes(rig, tmp_path, name, first, tier):
     one, other = (stream, whole) if first == "stream" else (whole, stream)
     await filled(rig, one, KEY)
     if tier == "disk":
-        rig.sidecar.service._cache._hot.clear()
+        rig.sidecar.service.assembly.cache._hot.clear()
     made = await ask(rig, other, KEY)
     assert is_hit(made), made.headers
     if other.stream:

@@ -102,7 +102,7 @@ async def test_a_stream_keeps_its_id_as_long_as_it_is_good(rig):
 async def test_what_is_purged_is_asked_for_again(rig):
     await start(rig)
     client = await known(rig, 1)
-    rig.sidecar.service._cache._hot.clear()
+    rig.sidecar.service.assembly.cache._hot.clear()
     await client.send(asking(1))
     call = await rig.call()
     call.close()
@@ -170,7 +170,7 @@ async def test_who_asks_the_short_way_only_is_still_idle_later(rig):
 async def test_nothing_is_answered_the_short_way_while_it_drains(rig):
     await start(rig)
     client = await known(rig, 1)
-    rig.sidecar.service._proxy.draining = True
+    rig.sidecar.service.assembly.front.draining = True
     await client.send(asking(1))
     assert (await client.answer("POST")).status == 503
 
@@ -290,10 +290,10 @@ async def test_what_is_remembered_is_what_was_asked(rig):
     seen = []
     remember = again.remember
 
-    def spied(visit, line):
-        visit.whole = asking(2)
+    def spied(visit, reply, line):
+        reply._raw.whole = asking(2)
         seen.append(visit)
-        remember(visit, line)
+        remember(visit, reply, line)
 
     again.remember = spied
     again._known.clear()

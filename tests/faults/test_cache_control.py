@@ -209,7 +209,7 @@ async def test_a_clock_that_is_moved(rig, tmp_path, moved):
         again = await ask(rig, PLAIN)
         assert is_hit(again) is (moved > -3600)
     clock.now = begun_at + 10 * DAY
-    rig.sidecar.service._cache._hot.clear()
+    rig.sidecar.service.assembly.cache._hot.clear()
     assert not is_hit(await ask(rig, PLAIN))
 
 
@@ -274,7 +274,7 @@ async def test_a_stale_answer_stands_in(rig, tmp_path, form, how, tier):
     first = await filled(rig, form, KEY)
     clock.now += 150
     if tier == "disk":
-        rig.sidecar.service._cache._hot.clear()
+        rig.sidecar.service.assembly.cache._hot.clear()
     for number in range(1, 3):
         client, call = await begun(rig, form, KEY)
         await fails(call, how)
@@ -299,7 +299,7 @@ async def test_a_stale_answer_stands_in(rig, tmp_path, form, how, tier):
     assert fresh.header("cache-status") == b"slipstream; fwd=stale; stored"
     await settled(rig, 2)
     assert (await ask(rig, form, KEY)).body == fresh.body
-    assert rig.sidecar.service._cache.counts["hit_stale"] == 2
+    assert rig.sidecar.service.assembly.cache.counts["hit_stale"] == 2
 
 
 async def test_an_upstream_that_is_gone(rig):
@@ -376,7 +376,7 @@ async def test_many_with_a_stale_answer_share_the_failing_call(rig):
     for client in clients:
         await client.send(request("POST", PLAIN.target, PLAIN.sent))
     call = await rig.call()
-    live = next(iter(rig.sidecar.service._hub._live))
+    live = next(iter(rig.sidecar.service.assembly.hub._live))
     await eventually(lambda: live.recording.readers == 20, lambda: live.recording.readers)
     await told(call, b"{}", status=b"500 X")
     for client in clients:

@@ -197,7 +197,7 @@ async def test_no_two_credentials_share(rig, tmp_path):
     await settled(rig, len(WHO))
     for tier in ("memory", "disk"):
         if tier == "disk":
-            rig.sidecar.service._cache._hot.clear()
+            rig.sidecar.service.assembly.cache._hot.clear()
         for form, fields, first in firsts:
             await hits(rig, form, first, *fields)
 
@@ -323,7 +323,7 @@ async def test_bodies_that_cannot_be_judged_go_through_unstored(rig, body):
         assert not is_hit(answer)
         await settled(rig)
         assert len(rig.provider.requests) == number + 1
-    assert rig.sidecar.service._cache.counts["stored"] == 0
+    assert rig.sidecar.service.assembly.cache.counts["stored"] == 0
     assert counts(rig) == {"not_stored_unkeyed": 2}
 
 

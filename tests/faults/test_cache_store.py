@@ -41,7 +41,7 @@ from tests.faults.wire import request
 
 
 def cache_of(rig):
-    return rig.sidecar.service._cache
+    return rig.sidecar.service.assembly.cache
 
 
 def warned(rig, event):
@@ -61,7 +61,8 @@ async def test_1000_identical_misses_are_one_call_and_then_all_hit(rig, tmp_path
     await asyncio.gather(*[client.send(sent) for client in clients])
     call = await rig.call()
     await eventually(
-        lambda: sum(live.recording.readers for live in rig.sidecar.service._hub._live) == many, lambda: many
+        lambda: sum(live.recording.readers for live in rig.sidecar.service.assembly.hub._live) == many,
+        lambda: many,
     )
     await told(call, said())
     for _ in range(2):
@@ -83,7 +84,7 @@ async def test_the_first_one_fails_before_its_head(rig, tmp_path):
     for client in clients:
         await client.send(request("POST", PLAIN.target, PLAIN.sent, [KEY]))
     call = await rig.call()
-    hub = rig.sidecar.service._hub
+    hub = rig.sidecar.service.assembly.hub
     await eventually(lambda: sum(live.recording.readers for live in hub._live) == 20, lambda: 20)
     call.reset()
     second = await rig.call()
@@ -232,10 +233,10 @@ async def test_clients_leave_in_the_middle_of_a_lookup(rig):
     for client in clients:
         await client.send(request("POST", PLAIN.target, PLAIN.sent, [KEY]))
     await store.inside("get")
-    await eventually(lambda: rig.sidecar.service._proxy.active == 3, lambda: "active")
+    await eventually(lambda: rig.sidecar.service.assembly.front.active == 3, lambda: "active")
     for client in clients:
         client.reset()
-    await eventually(lambda: not rig.sidecar.service._proxy.active, lambda: "active")
+    await eventually(lambda: not rig.sidecar.service.assembly.front.active, lambda: "active")
     assert asked(rig) == 0
     store.release("get")
     await eventually(lambda: not cache_of(rig)._looking, lambda: cache_of(rig)._looking)
@@ -259,7 +260,7 @@ async def test_a_slow_reader_of_a_large_hit_leaves(rig, tmp_path):
         answer = await slow.answer("POST")
         await answer.more()
         slow.leave(how)
-        await eventually(lambda: not rig.sidecar.service._proxy.active, lambda: "active")
+        await eventually(lambda: not rig.sidecar.service.assembly.front.active, lambda: "active")
         again = await ask(rig, STREAMED, KEY)
         assert is_hit(again)
         assert again.body == first.body

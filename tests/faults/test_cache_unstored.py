@@ -253,7 +253,7 @@ async def test_what_broke_off_is_not_stored(rig, tmp_path, form, how):
         broken += 1
     found = counts(rig)
     assert sum(found.values()) == broken
-    assert rig.sidecar.service._cache.counts["stored"] == 1
+    assert rig.sidecar.service.assembly.cache.counts["stored"] == 1
     rig.provider._handlers.clear()
     assert not is_hit(await ask(rig, form, KEY))
 
@@ -297,7 +297,7 @@ async def test_a_body_shorter_than_it_said_is_not_served_again(rig, ending):
     rig.script(STREAMED.target)
     client = await rig.connect()
     await client.send(request("POST", STREAMED.target, STREAMED.sent, [KEY]))
-    if not rig.sidecar.service._cache.counts["stored"]:
+    if not rig.sidecar.service.assembly.cache.counts["stored"]:
         await streamed(await rig.call(), *spoken())
     answer = await client.answer("POST")
     assert await answer.rest() == whole

@@ -137,7 +137,7 @@ async def test_client_that_leaves_while_the_upstream_is_being_connected_to(rig, 
         client = await rig.connect()
         await client.send(PLAIN)
         async with asyncio.timeout(5):
-            while not len(rig.sidecar.service._hub):  # noqa: ASYNC110 - nothing tells of it
+            while not len(rig.sidecar.service.assembly.hub):  # noqa: ASYNC110 - nothing tells of it
                 await asyncio.sleep(0)
         client.leave(how)
         assert (await rig.line())["outcome"] == "cancelled"
@@ -563,7 +563,7 @@ async def test_bad_chunk_in_a_body_that_came_well_so_far_is_400(rig):
     client = await rig.connect()
     await client.send(CHUNKED + chunk(b'{"model":'))
     async with asyncio.timeout(5):
-        while not rig.sidecar.service._proxy.active:  # noqa: ASYNC110 - nothing tells of it
+        while not rig.sidecar.service.assembly.front.active:  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0)
     await client.send(b"zz\r\n" + TAIL)
     answer = await client.answer()

@@ -35,7 +35,7 @@ WHERE = ["request", "path", "upstream", "default"]
 
 
 def running(rig):
-    return list(rig.sidecar.service._hub._live)
+    return list(rig.sidecar.service.assembly.hub._live)
 
 
 async def configured(rig, tmp_path, where, wish, **keys):

@@ -191,7 +191,7 @@ async def test_client_that_leaves_before_the_202_leaves_no_orphan(rig, tmp_path,
         await stream(blocker)
         await ended(client, blocking)
     assert rig.uncalled()
-    assert not rig.sidecar.service._jobs._jobs
+    assert not rig.sidecar.service.assembly.jobs._jobs
 
 
 async def test_client_that_leaves_at_any_moment(rig, client):
@@ -208,8 +208,10 @@ async def test_client_that_leaves_at_any_moment(rig, client):
         for _ in range(turns):
             await asyncio.sleep(0)
         leaving.leave("rst" if turns % 2 else "fin")
-    jobs = rig.sidecar.service._jobs
-    await eventually(lambda: not rig.sidecar.service._proxy.active and not jobs._jobs, lambda: jobs._jobs)
+    jobs = rig.sidecar.service.assembly.jobs
+    await eventually(
+        lambda: not rig.sidecar.service.assembly.front.active and not jobs._jobs, lambda: jobs._jobs
+    )
     assert jobs._running == 0
     assert not jobs._queue
     assert len(job_lines(rig)) <= rounds
@@ -353,7 +355,7 @@ async def test_stop_tells_those_who_wait_for_a_queued_job(rig, tmp_path):
     follower, waiting = await rig.connect(), await rig.connect()
     await follower.send(request("GET", STREAMS + names[1]))
     await waiting.send(request("POST", CHAT.target, CHAT.body, [(b"Prefer", b"respond-async, wait=60")]))
-    jobs = rig.sidecar.service._jobs._jobs
+    jobs = rig.sidecar.service.assembly.jobs._jobs
     await eventually(lambda: len(jobs) == 3, lambda: jobs)
     await works(rig)
     await stop(rig.sidecar, 0.1)
@@ -422,7 +424,7 @@ async def test_ended_jobs_take_no_room_of_streams(rig, tmp_path):
         )
         call.done()
         await ended(client, job)
-    assert len(rig.sidecar.service._hub._shelf) == 1
+    assert len(rig.sidecar.service.assembly.hub._shelf) == 1
     got = await client.whole("GET", STREAMS + name)
     assert (got.status, got.end) == (200, "whole")
 
@@ -434,7 +436,7 @@ async def test_mistake_of_our_own_ends_the_job(rig, client):
     def surprised(*values):
         raise ZeroDivisionError
 
-    jobs = rig.sidecar.service._jobs
+    jobs = rig.sidecar.service.assembly.jobs
     jobs._prepare = surprised
     name = await submitted(client)
     try:

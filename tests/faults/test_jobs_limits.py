@@ -135,7 +135,7 @@ async def test_job_cancelled_while_its_client_waits(rig, client):
     sending = asyncio.ensure_future(ask(client, CHAT, prefer=b"respond-async, wait=10"))
     call = await rig.call()
     other = await rig.connect()
-    (name,) = rig.sidecar.service._jobs._jobs
+    (name,) = rig.sidecar.service.assembly.jobs._jobs
     await cancel(other, name)
     answer = await whole(await sending)
     assert (answer.status, answer.header("slipstream-error"), answer.end) == (410, b"stopped", "whole")
@@ -152,7 +152,7 @@ async def test_client_that_leaves_while_it_waits_leaves_no_orphan(rig, tmp_path,
         blocker = await rig.call()
     waiting = await rig.connect()
     await waiting.send(request("POST", CHAT.target, CHAT.body, [(b"Prefer", b"respond-async, wait=60")]))
-    jobs = rig.sidecar.service._jobs._jobs
+    jobs = rig.sidecar.service.assembly.jobs._jobs
     if stage == "queued":
         await eventually(lambda: len(jobs) == 2, lambda: jobs)
     else:

@@ -11,7 +11,7 @@ import openai
 import orjson
 import pytest
 
-from sidecar.web.webhooks import Webhooks
+from sidecar.serving.webhooks import Webhooks
 from tests.faults.conftest import eventually
 from tests.faults.jobs import (
     Disk,

@@ -88,7 +88,7 @@ async def test_stream_that_breaks_while_its_client_is_away_is_not_whole_when_it_
     await left(rig, stream)
     await stream.call.send(chunk(form.events[1]))
     getattr(stream.call, fault)()
-    await eventually(lambda: not len(rig.sidecar.service._hub), lambda: "the broken call")
+    await eventually(lambda: not len(rig.sidecar.service.assembly.hub), lambda: "the broken call")
     for had in (1, 2):
         # Also an EventSource that has every event: the answer is not whole, so this is not its end.
         client, answer = await back(rig, form, way, stream.name, had - 1, *SOURCE)
@@ -136,7 +136,7 @@ async def test_stream_that_breaks_behind_a_cr_is_not_whole_for_who_has_its_last_
     if not cut:
         body = await stream.answer.rest()
         assert [event[2] for event in events(body)] == [f"{stream.name}:0", f"{stream.name}:1"]
-    await eventually(lambda: not len(rig.sidecar.service._hub), lambda: "the broken call")
+    await eventually(lambda: not len(rig.sidecar.service.assembly.hub), lambda: "the broken call")
     _, answer = await back(rig, AGENT, way, stream.name, 0, *SOURCE)
     body = await answer.rest()
     assert (answer.status, answer.end) == (200, "cut")
@@ -236,7 +236,7 @@ async def test_client_that_left_is_as_patient_as_the_most_patient_one(rig):
     await answer.until_has(b"\n\n")
     await left(rig, client)
     await ended(stream.call, *CHAT.events[1:])
-    await eventually(lambda: not len(rig.sidecar.service._hub), lambda: "the call")
+    await eventually(lambda: not len(rig.sidecar.service.assembly.hub), lambda: "the call")
     assert (await again(rig, "GET", STREAMS + stream.name)).body == CHAT.whole
 
 
@@ -288,8 +288,8 @@ async def test_slow_client_cut_before_it_was_sent_the_terminal_marker_comes_back
     call = await rig.call()
     await call.send(head(CHAT.kind))
     block, sent = CHAT.events[0] * 500, 0
-    await eventually(lambda: len(rig.sidecar.service._hub), lambda: "no call")
-    (live,) = rig.sidecar.service._hub._live
+    await eventually(lambda: len(rig.sidecar.service.assembly.hub), lambda: "no call")
+    (live,) = rig.sidecar.service.assembly.hub._live
     while not live.recording.backlog:
         await call.send(chunk(block))
         sent += len(block)
@@ -320,8 +320,8 @@ async def test_call_that_a_slow_client_held_up_goes_on_when_it_is_cut(rig):
         sent += len(block)
         for _ in range(20):
             await asyncio.sleep(0)
-    await eventually(lambda: len(rig.sidecar.service._hub), lambda: "no call")
-    (live,) = rig.sidecar.service._hub._live
+    await eventually(lambda: len(rig.sidecar.service.assembly.hub), lambda: "no call")
+    (live,) = rig.sidecar.service.assembly.hub._live
     await eventually(lambda: live.recording.backlog, lambda: "a client that is not slow")
     name = live.name
     reader, writer = await asyncio.open_connection(sock=sock)
@@ -351,7 +351,7 @@ async def test_who_comes_back_and_does_not_read_is_sent_no_more_than_a_part(rig,
         waiting = [one.transport.get_write_buffer_size() for one in server.connections]
         assert max(waiting) < 3 << 20
         assert sum(waiting) < 5 * size / 2
-        assert rig.sidecar.service._proxy.active == 5
+        assert rig.sidecar.service.assembly.front.active == 5
     finally:
         for sock in socks:
             sock.close()

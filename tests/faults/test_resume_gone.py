@@ -54,7 +54,7 @@ async def test_stream_is_gone_when_its_time_is_over(rig, form):
         while (answer := await again(rig, "GET", f"{STREAMS}{stream.name}?after=1")).status == 200:
             assert (bytes(answer.body), answer.end) == (b"".join(form.events[1:]), "whole")
     await is_gone(rig, form, stream.name)
-    assert rig.sidecar.service._hub._shelf.used == 0
+    assert rig.sidecar.service.assembly.hub._shelf.used == 0
 
 
 async def test_stream_that_had_to_make_room_is_gone_and_the_newest_is_not(rig):
@@ -103,7 +103,7 @@ async def test_call_whose_client_is_away_and_that_had_to_make_room_is_gone(rig):
     await left(rig, stream)
     await stream.call.send(chunk(CHAT.events[0] * 500))
     await ended(stream.call, *CHAT.events[1:])
-    while len(rig.sidecar.service._hub):  # noqa: ASYNC110 - nothing tells of it
+    while len(rig.sidecar.service.assembly.hub):  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0)
     await is_gone(rig, CHAT, stream.name)
 

@@ -48,7 +48,7 @@ async def test_a_paraphrase_gets_the_stored_bytes(rig, tmp_path, model_folder, f
     phases = line["phases"]
     assert 0 < phases["embed_ms"] + phases["search_ms"] <= phases["lookup_ms"]
     assert phases["upstream_ms"] is None
-    assert rig.sidecar.service._cache.counts["hit_semantic"] == 1
+    assert rig.sidecar.service.assembly.cache.counts["hit_semantic"] == 1
 
 
 async def test_the_bytes_survive_a_restart(rig, tmp_path, model_folder):
@@ -143,7 +143,7 @@ async def test_what_is_no_plain_question_is_never_matched(rig, tmp_path, model_f
     form = patched(PLAIN, messages=[{"role": "user", "content": content}])
     answer = await unmatched(rig, form, KEY)
     assert answer.header("cache-status") == b"slipstream; fwd=miss; stored"
-    counts = rig.sidecar.service._cache.counts
+    counts = rig.sidecar.service.assembly.cache.counts
     assert sum(count for name, count in counts.items() if name.startswith("unmatched_")) > 0
 
 
@@ -235,7 +235,7 @@ async def test_what_a_guard_objects_to_goes_upstream_and_is_counted(rig, tmp_pat
     line = await rig.line(1)
     assert line["similarity"] >= 0.92
     assert line["guard"] is not None
-    assert rig.sidecar.service._cache.counts[f"guard_{line['guard']}"] == 1
+    assert rig.sidecar.service.assembly.cache.counts[f"guard_{line['guard']}"] == 1
 
 
 async def test_a_guard_can_be_skipped(rig, tmp_path, model_folder):
@@ -255,7 +255,7 @@ async def test_the_answer_behind_a_wrong_hit_can_be_removed(rig, tmp_path, model
     await on_model(rig, model_folder, tmp_path)
     first = await known(rig, asking(STREAMED, ASKED), KEY)
     hit = await paraphrased(rig, asking(STREAMED, AGAIN), first, KEY)
-    store = rig.sidecar.service._cache._store
+    store = rig.sidecar.service.assembly.cache._store
     line = next(one for one in rig.sidecar.lines.requests if one["cache_kind"] == "semantic")
     names = hit.header("slipstream-stream-id").decode(), line["request_id"]
     for name in names:
@@ -302,10 +302,10 @@ async def test_jobs_are_found_by_others(rig, tmp_path, model_folder):
     await on_model(rig, model_folder, tmp_path)
     accepted = await ask(rig, FIRST, KEY, (b"Prefer", b"respond-async"))
     assert accepted.status == 202
-    counts = rig.sidecar.service._cache.counts
+    counts = rig.sidecar.service.assembly.cache.counts
     await eventually(lambda: counts["stored"] == 1, lambda: counts)
     await settled(rig)
-    store = rig.sidecar.service._cache._store
+    store = rig.sidecar.service.assembly.cache._store
     await eventually(lambda: store.stats().vectors == 1, lambda: counts)
     answer = await ask(rig, SECOND, KEY)
     assert likeness(answer) is not None

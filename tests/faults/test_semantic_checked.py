@@ -17,7 +17,7 @@ SAYS_OTHERWISE = "The ferry to the islands leaves at noon on weekdays."
 
 
 def counts(rig):
-    return rig.sidecar.service._cache.counts
+    return rig.sidecar.service.assembly.cache.counts
 
 
 async def compared(rig, folder, number):
@@ -233,7 +233,7 @@ async def test_no_check_begins_while_the_sidecar_drains(rig, tmp_path, model_fol
 async def test_shadow_never_compares_an_answer_with_itself(rig, tmp_path, model_folder):
     await on_model(rig, model_folder, tmp_path, cache__mode="shadow")
     await known(rig, FIRST, KEY)
-    rig.sidecar.service._cache._hot.clear()
+    rig.sidecar.service.assembly.cache._hot.clear()
     await unmatched(rig, FIRST, KEY, (b"Cache-Control", b"max-age=0"))
     for record in await compared(rig, tmp_path, 2):
         assert record["stored"] is None

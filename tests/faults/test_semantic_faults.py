@@ -53,7 +53,7 @@ def embedder(model_folder):
 
 
 def counts(rig):
-    return rig.sidecar.service._cache.counts
+    return rig.sidecar.service.assembly.cache.counts
 
 
 async def test_a_slow_embedder_costs_the_deadline_and_its_vector_is_stored_still(
@@ -98,7 +98,7 @@ async def test_a_dead_embedder_is_left_alone(rig, tmp_path, model_folder, embedd
     warned = [line for line in rig.sidecar.lines.all if line["event"] == "semantic_failing"]
     assert [line["reason"] for line in warned] == ["the endpoint answers 503"]
     embedder.broken = None
-    rig.sidecar.service._semantics.cache._breaker._until = 0.0  # its second is over
+    rig.sidecar.service.assembly.semantics.cache._breaker._until = 0.0  # its second is over
     await known(rig, THIRD, KEY)
     assert rig.sidecar.lines.all[-1]["event"] != "fault"
     assert any(line["event"] == "semantic_recovered" for line in rig.sidecar.lines.all)
@@ -143,7 +143,7 @@ async def test_a_mistake_of_our_own_over_one_question_is_that_questions(
     asks = [asyncio.ensure_future(ask(rig, asking(PLAIN, "Who wrote the Odyssey?"), KEY))]
     await embedder.inside()
     asks += [asyncio.ensure_future(ask(rig, form, KEY)) for form in (THIRD, SECOND)]
-    await eventually(lambda: len(rig.sidecar.service._semantics.cache._queue) == 2, lambda: "too few")
+    await eventually(lambda: len(rig.sidecar.service.assembly.semantics.cache._queue) == 2, lambda: "too few")
     embedder.release()
     answers = await asyncio.gather(*asks)
     assert likeness(answers[2]) is not None
@@ -221,9 +221,10 @@ async def test_questions_that_come_together_are_embedded_together(rig, tmp_path,
         asyncio.ensure_future(ask(rig, asking(PLAIN, f"What is the capital of country {number}?"), KEY))
         for number in range(5)
     ]
-    waiting = rig.sidecar.service._semantics.cache._queue
+    waiting = rig.sidecar.service.assembly.semantics.cache._queue
     await eventually(
-        lambda: len(waiting) == 5 or len(rig.sidecar.service._semantics.cache._queue) == 5, lambda: waiting
+        lambda: len(waiting) == 5 or len(rig.sidecar.service.assembly.semantics.cache._queue) == 5,
+        lambda: waiting,
     )
     embedder.release()
     await asyncio.gather(*asks)
@@ -250,7 +251,7 @@ async def test_a_client_that_leaves_while_it_is_looked_for_leaves_nothing(
     await client.send(request("POST", FIRST.target, FIRST.sent, [KEY]))
     await embedder.inside()
     client.close()
-    await eventually(lambda: not rig.sidecar.service._proxy.active, lambda: "a request")
+    await eventually(lambda: not rig.sidecar.service.assembly.front.active, lambda: "a request")
     embedder.release()
     assert asked(rig) == 0
     await known(rig, FIRST, KEY)
@@ -263,7 +264,7 @@ async def test_the_store_wins_over_the_index(rig, tmp_path, model_folder):
     """43: what is gone from the store is not served, whatever the index says."""
     await on_model(rig, model_folder, tmp_path)
     await known(rig, FIRST, KEY)
-    cache = rig.sidecar.service._cache
+    cache = rig.sidecar.service.assembly.cache
     (row,) = [row for row in cache._store.rows(0) if row.size > 64]
     cache._store.delete([row.key])
     await unmatched(rig, SECOND, KEY)
@@ -293,7 +294,7 @@ async def test_a_clock_that_moves_makes_nothing_immortal(rig, tmp_path, model_fo
 async def test_a_purge_is_noticed_at_once(rig, tmp_path, model_folder):
     await on_model(rig, model_folder, tmp_path)
     await known(rig, FIRST, KEY)
-    assert rig.sidecar.service._cache._store.clear() > 0
+    assert rig.sidecar.service.assembly.cache._store.clear() > 0
     await unmatched(rig, SECOND, KEY)
     assert noted(rig) == 1
 
@@ -305,15 +306,15 @@ async def test_what_another_process_has_stored_is_found(rig, tmp_path, model_fol
     first = await known(rig, FIRST, KEY)
     rig.sidecars.append(one)
     await paraphrased(rig, SECOND, first, KEY)
-    assert two.service._cache.counts["hit_semantic"] == 0
-    assert one.service._cache.counts["hit_semantic"] == 1
+    assert two.service.assembly.cache.counts["hit_semantic"] == 0
+    assert one.service.assembly.cache.counts["hit_semantic"] == 1
 
 
 async def test_a_damaged_vector_is_nobody_elses_trouble(rig, tmp_path, model_folder):
     await on_model(rig, model_folder, tmp_path)
     first = await known(rig, FIRST, KEY)
     service = rig.sidecar.service
-    store = service._cache._store
+    store = service.assembly.cache._store
     log = store.changes()
     (change,) = log.after(0, 10)
     noted_as = log.noted([change.seq])[change.seq]

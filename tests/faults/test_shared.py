@@ -64,7 +64,7 @@ def crowd(most=1000):
 
 
 def running(rig):
-    return list(rig.sidecar.service._hub._live)
+    return list(rig.sidecar.service.assembly.hub._live)
 
 
 def readers(rig):
@@ -394,7 +394,7 @@ async def test_clients_that_leave_in_the_moment_their_call_fails_cost_no_call(ri
         call.reset()
         for client in clients[1:]:
             client.leave(how)
-        await eventually(lambda: not rig.sidecar.service._proxy.active, lambda: "requests")
+        await eventually(lambda: not rig.sidecar.service.assembly.front.active, lambda: "requests")
         await eventually(lambda: not running(rig), lambda: running(rig))
         while not rig.uncalled():
             again = await rig.call()

@@ -21,8 +21,8 @@ from sidecar.config import Config
 from sidecar.core.errors import RefusedError
 from sidecar.core.values import ConfigError
 from sidecar.engine.source import Origin
-from sidecar.web.client import Client
-from sidecar.web.webhooks import DELAYS, Webhooks, allowed, shown_key, signature, target
+from sidecar.serving.webhooks import DELAYS, Webhooks, allowed, shown_key, signature, target
+from sidecar.upstream.client import Client
 from tests.faults.wire import GUARD
 
 KEY = bytes(range(32))

@@ -3,10 +3,11 @@
 import pkgutil
 from importlib import import_module
 
+from sidecar.core.dialects.app import APP
 from sidecar.core.dialects.base import Dialect, Facts
 from sidecar.core.dialects.other import OTHER_SSE
 
-__all__ = ["DIALECTS", "OTHER_SSE", "Dialect", "Facts", "recognise"]
+__all__ = ["APP", "DIALECTS", "OTHER_SSE", "Dialect", "Facts", "by_name", "recognise"]
 
 
 def _registered() -> tuple[Dialect, ...]:
@@ -15,6 +16,7 @@ def _registered() -> tuple[Dialect, ...]:
 
 
 DIALECTS = _registered()
+_BY_NAME = {dialect.name: dialect for dialect in (*DIALECTS, APP)}
 
 
 def recognise(method: str, path: str) -> Dialect | None:
@@ -26,3 +28,8 @@ def recognise(method: str, path: str) -> Dialect | None:
         if dialect.matches(path):
             return dialect
     return None
+
+
+def by_name(name: object) -> Dialect | None:
+    """The wire format of that name, or None."""
+    return _BY_NAME.get(name) if isinstance(name, str) else None

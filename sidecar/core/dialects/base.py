@@ -79,6 +79,14 @@ class Dialect:
     """Whether something in a stream says that it is over, and is its last word."""
     asks: ClassVar[bool] = True
     """Whether its requests are questions, of words."""
+    stored: ClassVar[bool] = True
+    """Whether its answers may be stored."""
+    declared: ClassVar[bool] = True
+    """Whether a request says if its answer is to be a stream."""
+    opaque: ClassVar[bool] = False
+    """Whether a request's body may be anything: one that is no JSON counts byte for byte."""
+    named: ClassVar[bool] = False
+    """Whether the names of events mean something; see `read_named`."""
     mode_fields: ClassVar[tuple[str, ...]] = ("stream",)
     """Fields of a request that only say whether, and how, the answer is to stream."""
 
@@ -107,6 +115,10 @@ class Dialect:
     def read(self, data: bytes, facts: Facts) -> DeltaKind | None:
         """Learn from one event of a stream; say what it brings the waiting person, if anything."""
         return None
+
+    def read_named(self, name: bytes, data: bytes, facts: Facts) -> DeltaKind | None:
+        """As `read`, of an event with that name; empty for one without."""
+        return self.read(data, facts)
 
     def whole(self, body: Json, facts: Facts) -> None:
         """Learn from an answer that is not a stream. `facts.terminal`: it is a whole one of this format."""
@@ -231,8 +243,12 @@ def read_ask(body: bytes) -> Json:
     return {name: getattr(ask, name) for name in _Ask.__struct_fields__}
 
 
-def read_whole(body: bytes) -> Json:
-    """What an answer that is no stream tells of itself, read in the same way."""
+def read_whole(body: bytes, *, opaque: bool = False) -> Json:
+    """What an answer that is no stream tells of itself, read in the same way. `opaque`: it may be any
+    JSON."""
+    if opaque and body.lstrip()[:1] != b"{":
+        msgspec.json.decode(body, type=msgspec.Raw)
+        return {}
     told = _told.decode(body)
     return {
         name: value

@@ -13,6 +13,7 @@ class OtherSSE(Dialect):
     operation = ""
     keepalive = b": keepalive\n"
     ids = True
+    stored = False
 
     def matches(self, path: str) -> bool:
         return False  # known by its answer's content type only

@@ -19,7 +19,7 @@ from sidecar.core.stamp import Stamper
 from sidecar.core.types import End, Fault, Head, Outcome
 from sidecar.engine.pump import Live
 from sidecar.engine.reader import LostError, Reader
-from sidecar.web.reply import ClientGoneError, Reply
+from sidecar.serving.shell import ClientGoneError, Reply
 
 EARLY_TYPE = {"sse": b"text/event-stream", "ndjson": b"application/x-ndjson"}
 """The formats that can start before the upstream has answered, with their content type."""
@@ -98,7 +98,8 @@ class Render:
                 self._commit_early()
                 reader.every(self._view.interval)
             self._keepalive(self._dialect.keepalive if self._dialect else None)
-        self._trace.timings = live.timings
+            await reply.drained()
+        self._trace.timings, self._trace.spans = live.timings, live.spans
         if head is None:
             self._failed_before_head(recording.end)
         elif reply.started and not live.answer.framed:
@@ -116,12 +117,14 @@ class Render:
         answer = live.answer
         # Also ends the clock of an early commit: nothing is written into a body of a declared length.
         reader.every(self._view.interval if answer.framed and reply.insertable else 0)
+        await reply.drained()
         while (pause := await reader.flow(self._forward)) != "end":
             if pause == "behind":
                 await reply.drained()
                 self._ready_at = time.perf_counter()
             else:
                 self._keepalive(answer.keepalive if answer.at_boundary else None)
+                await reply.drained()
         end = live.recording.end
         assert end is not None
         # The connection's next request waits until this client has taken what it was sent.
@@ -135,13 +138,13 @@ class Render:
         if self._stamper is not None:
             data = self._stamper.stamp(data, self._reader.offset - len(data))
         reply.write(data)
-        if behind or reply.behind:
+        if behind:
             return True
         # A slow client's time is its own: what waited for it counts from when it was ready again.
         came = max(self._live.arrived, self._ready_at)
         if came:  # else it was there before it was asked for
             trace.delay = max(trace.delay, time.perf_counter() - came)
-        return False
+        return reply.behind
 
     def _start(self, head: Head) -> None:
         trace, reply, answer = self._trace, self._reply, self._live.answer

@@ -11,9 +11,9 @@ from sidecar.core.ids import belongs, event_id, mint
 from sidecar.core.types import Fault, Head, Request
 from sidecar.engine.hub import Hub
 from sidecar.engine.pump import Live
-from sidecar.web import intake
-from sidecar.web.render import NO_FIELDS, Fields, Render, View
-from sidecar.web.visit import Visit
+from sidecar.serving import intake
+from sidecar.serving.render import NO_FIELDS, Fields, Render, View
+from sidecar.serving.visit import Visit
 
 
 class Follow:

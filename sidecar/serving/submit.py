@@ -7,7 +7,6 @@ from collections import Counter
 import msgspec
 
 from sidecar.config import Config
-from sidecar.core.dialects import recognise
 from sidecar.core.errors import RefusedError
 from sidecar.core.fingerprint import Caller
 from sidecar.core.headers import index
@@ -17,16 +16,15 @@ from sidecar.core.types import Request
 from sidecar.engine.jobs import Jobs
 from sidecar.engine.jobstate import Job, Work, status_of
 from sidecar.engine.source import Origin
+from sidecar.serving import intake
+from sidecar.serving.asks import Asked, Asks
+from sidecar.serving.follow import Follow
+from sidecar.serving.own import RESERVED, send_json
+from sidecar.serving.routes import Route
+from sidecar.serving.shell import Arriving, Body
+from sidecar.serving.visit import Visit
+from sidecar.serving.webhooks import target
 from sidecar.stores.jobs import JobRecord, Order
-from sidecar.web import intake
-from sidecar.web.asks import Asked, Asks
-from sidecar.web.body import Body
-from sidecar.web.follow import Follow
-from sidecar.web.incoming import Incoming
-from sidecar.web.own import RESERVED, send_json
-from sidecar.web.routes import Route
-from sidecar.web.visit import Visit
-from sidecar.web.webhooks import target
 
 
 class Submit:
@@ -50,7 +48,7 @@ class Submit:
         self._waiting: Counter[str] = Counter()
         """Requests by the job whose id they have not been told yet."""
 
-    async def serve(self, visit: Visit, raw: Incoming, request: Request, caller: Caller, wait: float) -> None:
+    async def serve(self, visit: Visit, raw: Arriving, request: Request, caller: Caller, wait: float) -> None:
         """Serve one request. `wait`: seconds its client would rather wait. Raises RefusedError."""
         intake.patience(request.fields.get(b"slipstream-disconnect"))
         hook = request.fields.get(b"slipstream-webhook")
@@ -75,6 +73,7 @@ class Submit:
                 job = await self._jobs.taken(name)
             else:
                 record = _record(visit, asked, name, hook)
+                self._asks.queued(asked, name)
                 job = await self._jobs.submit(record, _order(asked), work(asked), ask)
             del asked  # the body is on disk now
             visit.trace.stream_id, visit.trace.cache = name, "off"
@@ -94,13 +93,13 @@ class Submit:
             return
         record = job.record
         fields = (
-            (b"Location", f"{RESERVED}jobs/{record.id}".encode()),
+            (b"Location", f"{visit.root}{RESERVED}jobs/{record.id}".encode()),
             (b"Preference-Applied", b"respond-async"),
             (b"Slipstream-Stream-Id", record.id.encode()),
         )
         visit.trace.status = 202
         visit.trace.head_at = time.perf_counter()
-        send_json(visit.reply, 202, b"Accepted", status_of(job.record, job.live), *fields)
+        send_json(visit.reply, 202, b"Accepted", status_of(job.record, job.live, visit.root), *fields)
 
     async def _ended(self, job: Job, wait: float) -> bool:
         try:
@@ -113,7 +112,7 @@ class Submit:
 
 def work(asked: Asked) -> Work:
     """A request as a job's work."""
-    return Work(asked.call, asked.answer(), asked.labels)
+    return Work(asked.start, asked.answer(), asked.labels)
 
 
 def _order(asked: Asked) -> Order:
@@ -131,22 +130,12 @@ def _without_preference(request: Request) -> Request:
 def prepared(asks: Asks, record: JobRecord, order: Order) -> Work:
     """An order from disk as a job's work. Raises RefusedError, also when today's configuration would send
     it to another place: prompt and credential were meant for the one it was taken for."""
-    path, _, query = order.target.partition(b"?")
-    request = Request(
-        method=order.method,
-        target=order.target,
-        path=path.decode("utf-8", "backslashreplace"),
-        query=query.decode("utf-8", "backslashreplace"),
-        headers=order.headers,
-        fields=index(order.headers),
-        http10=order.http10,
-    )
+    request = intake.request_of(order.method, order.target, order.headers, http10=order.http10)
     route = asks.route(request, request.path)
     if record.labels.get("origin") != _origin(route):
         detail = "the configuration sends this path elsewhere now than when the job was taken; send it again"
         raise RefusedError("no_upstream", detail, close=False)
-    dialect = recognise(request.method, request.path)
-    return work(asks.asked(request, route, dialect, Body(order.body, None, 0.0)))
+    return work(asks.asked(request, route, Body(order.body, None, 0.0), job=record.id))
 
 
 def _origin(route: Route) -> str:
@@ -170,6 +159,7 @@ def _record(visit: Visit, asked: Asked, name: str, hook: bytes | None) -> JobRec
             "upstream": labels.upstream,
             "provider": labels.provider,
             "operation": labels.operation,
+            "dialect": asked.dialect.name if asked.dialect is not None else None,
             "model": labels.model,
             "stream": labels.stream,
             "tenant": trace.tenant,

@@ -3,7 +3,7 @@
 from sidecar.core.dialects import Dialect
 from sidecar.core.errors import KINDS, problem, status_of
 from sidecar.core.types import Fault
-from sidecar.web.reply import Reply
+from sidecar.serving.shell import Reply
 
 
 def own_error(reply: Reply, dialect: Dialect | None, fault: Fault) -> int:

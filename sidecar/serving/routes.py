@@ -83,10 +83,11 @@ class Route(msgspec.Struct, frozen=True):
 class Routes:
     """The routing table."""
 
-    def __init__(self, config: Config) -> None:
-        if config.server.upstream is not None:
+    def __init__(self, config: Config, tables: list[UpstreamTable] | None = None) -> None:
+        """`tables`: instead of the configured upstreams."""
+        if tables is None and config.server.upstream is not None:
             tables = [UpstreamTable("default", config.server.upstream)]
-        else:
+        elif tables is None:
             tables = config.upstreams or PROVIDERS
         made = [_route(table, prefix) for table in tables for prefix in table.paths]
         self._patience: dict[str, Patience] = _longest_first(config.disconnect.paths)
@@ -98,6 +99,12 @@ class Routes:
         self._default = config.disconnect.default
         self._routes = sorted(made, key=lambda route: route.weight, reverse=True)
         self.tables = tables
+
+    @property
+    def everywhere(self) -> Route:
+        """The way that all requests go where there is only one."""
+        (route,) = self._routes
+        return route
 
     @property
     def headers(self) -> frozenset[bytes]:

@@ -20,11 +20,10 @@ from sidecar.engine.answers import Answers
 from sidecar.engine.hub import Hub
 from sidecar.engine.paraphrases import Match, Paraphrases
 from sidecar.engine.pump import RETAINED, Ask, Keep, Live
-from sidecar.web.again import Hit
-from sidecar.web.asks import Asked
-from sidecar.web.follow import Follow
-from sidecar.web.render import NO_FIELDS, Fields, SparedError
-from sidecar.web.visit import Visit
+from sidecar.serving.asks import Asked
+from sidecar.serving.follow import Follow
+from sidecar.serving.render import NO_FIELDS, Fields, SparedError
+from sidecar.serving.visit import Hit, Visit
 
 _FORWARDED: dict[CacheResult, bytes] = {
     "collapsed": b"slipstream; fwd=miss; collapsed",
@@ -126,7 +125,7 @@ class Turn:
         limit = RETAINED if asked.dialect is not None else 0
         live = Live(Recording(limit=limit), asked.answer(), self._ask, asked.labels)
         live.early, live.configured = asked.early, asked.configured
-        hub.start(live, asked.call())
+        asked.start(live)
         return live
 
     async def _read(self, live: Live) -> None:
@@ -217,7 +216,7 @@ class Turn:
         live = Live(Recording(limit=RETAINED), self._asked.answer(), ask, self._asked.labels)
         live.held = True
         paraphrases.checking(live, match)
-        self._hub.start(live, self._asked.call())
+        self._asked.start(live)
 
     async def _hit(self, entry: Entry, keep: Keep) -> None:
         trace = self._visit.trace

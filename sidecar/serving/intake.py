@@ -1,4 +1,5 @@
-"""From what aiohttp parsed to a `Request`, and from that to the `Call` that goes upstream.
+"""What may be served: checks of a request's head, the fields that are meant for the sidecar, and the `Call`
+that goes upstream.
 
 Everything a client could use to confuse the two sides about where a request ends or where it goes is
 refused here, before any byte of it reaches an upstream.
@@ -15,9 +16,8 @@ from sidecar.core.headers import index, request_fields, tokens
 from sidecar.core.types import Intent, Request
 from sidecar.core.values import Patience
 from sidecar.engine.source import Call
-from sidecar.web.body import Body
-from sidecar.web.incoming import Incoming
-from sidecar.web.routes import Route
+from sidecar.serving.routes import Route
+from sidecar.serving.shell import Body
 
 _TARGET = re.compile(rb"/[^\x00-\x20\x7f]*")
 _LONGEST_WAIT = 3600.0
@@ -26,19 +26,19 @@ _SHARE = re.compile(rb"0(\.[0-9]{0,17})?|1(\.0{0,17})?|\.[0-9]{1,17}")
 _SURPRISES = (ValueError, TypeError, AttributeError, RecursionError, msgspec.MsgspecError)
 
 
-def read_head(raw: Incoming) -> Request:
-    """The request's head, its target byte for byte as it came."""
-    headers = raw.raw_headers
-    target = raw.target.encode("utf-8", "surrogateescape")
+def request_of(
+    method: str, target: bytes, headers: tuple[tuple[bytes, bytes], ...], *, http10: bool = False
+) -> Request:
+    """A request's head, its target byte for byte as it came."""
     path, _, query = target.partition(b"?")
     return Request(
-        method=raw.method,
+        method=method,
         target=target,
         path=path.decode("utf-8", "backslashreplace"),
         query=query.decode("utf-8", "backslashreplace"),
         headers=headers,
         fields=index(headers),
-        http10=raw.http10,
+        http10=http10,
     )
 
 
@@ -121,7 +121,8 @@ def call(request: Request, route: Route, body: Body, *, identity: bool) -> Call:
     chunked = body.more is not None and not sized
     if chunked:
         fields.append((b"Transfer-Encoding", b"chunked"))
-    elif b"transfer-encoding" in request.fields:
+    elif b"transfer-encoding" in request.fields or (body.kept and not sized):
+        # It came in chunks, or in frames of HTTP/2, which needs no length.
         fields.append((b"Content-Length", b"%d" % len(body.kept)))
     return Call(
         origin=route.origin,

@@ -11,10 +11,10 @@ from sidecar.core.ids import belongs, event_id
 from sidecar.core.types import Fault, Request
 from sidecar.engine.jobs import Jobs
 from sidecar.engine.pump import Live
-from sidecar.web import intake
-from sidecar.web.follow import Follow
-from sidecar.web.reply import Reply
-from sidecar.web.visit import Visit
+from sidecar.serving import intake
+from sidecar.serving.follow import Follow
+from sidecar.serving.shell import Reply
+from sidecar.serving.visit import Visit
 
 RESERVED = "/_slipstream/"
 _ITEM = re.compile(RESERVED + r"(streams|jobs)/([^/]+)(/result)?")
@@ -76,7 +76,7 @@ class Own:
     async def _job(self, visit: Visit, request: Request, caller: Caller, name: str, *, result: bool) -> None:
         if request.method == "DELETE":
             await self._jobs.cancel(name, _STOPPED)
-        status = await self._jobs.status(name)
+        status = await self._jobs.status(name, visit.root)
         visit.trace.stream_id = name
         if not result:
             visit.trace.status = 200

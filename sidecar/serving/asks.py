@@ -12,17 +12,17 @@ from sidecar.core.caching import NO_WISH, Wish, refused, wish
 from sidecar.core.canonical import LARGEST
 from sidecar.core.dialects import Dialect
 from sidecar.core.errors import RefusedError
-from sidecar.core.fingerprint import Caller, Keys, identity, keys, question, shared_scope
+from sidecar.core.fingerprint import Caller, Keys, identity, keys, shared_scope
 from sidecar.core.latency import Labels
 from sidecar.core.types import Intent, Request
-from sidecar.engine.pump import Ask, Keep
+from sidecar.engine.pump import Ask, Keep, Live
 from sidecar.engine.source import Call
-from sidecar.web import intake
-from sidecar.web.body import Body, receive
-from sidecar.web.incoming import Incoming
-from sidecar.web.render import EARLY_TYPE
-from sidecar.web.routes import Route, Routes, provider
-from sidecar.web.visit import NAME, Visit
+from sidecar.serving import intake
+from sidecar.serving.backend import Backend
+from sidecar.serving.render import EARLY_TYPE
+from sidecar.serving.routes import Route, provider
+from sidecar.serving.shell import Arriving, Body
+from sidecar.serving.visit import NAME, Visit
 
 _PATH = 1024
 """Characters of a path that records repeat."""
@@ -33,6 +33,7 @@ _REMEMBERED = 4096
 class Asked(msgspec.Struct):
     """A request that can be sent upstream, and what is known of it."""
 
+    backend: Backend
     request: Request
     route: Route
     dialect: Dialect | None
@@ -48,6 +49,14 @@ class Asked(msgspec.Struct):
     wish: Wish = NO_WISH
     similarity: float | None = None
     """How near another question has to be for its answer, at least."""
+    raw: Arriving | None = None
+    """The request as it came; None for a job of which only what is on disk is left."""
+    job: str | None = None
+    """The id of that job."""
+
+    def start(self, live: Live) -> None:
+        """Begin to make the answer of which `live` is the record. Raises RefusedError."""
+        self.backend.start(live, self)
 
     def call(self) -> Call:
         """The call itself. Made once: it may hold the rest of a body that streams past."""
@@ -64,7 +73,7 @@ class Asks:
     def __init__(
         self,
         config: Config,
-        routes: Routes,
+        backend: Backend,
         secret: bytes,
         count: Callable[[str], None],
         generation: Callable[[], int] = lambda: 0,
@@ -73,34 +82,47 @@ class Asks:
         self._count = count
         self._generation = generation
         self._config = config
-        self._routes = routes
+        self._backend = backend
+        self._routes = backend.routes
         self._secret = secret
         self._cache = config.cache
         self._compares = config.cache.mode in ("semantic", "shadow")
         self._keys: dict[bytes, Keys | None] = {}
 
-    def route(self, request: Request, path: str) -> Route:
+    def route(self, request: Request, path: str, root: str = "") -> Route:
         """Where it goes. `path`: what may be said of the request's path. Raises RefusedError."""
-        route = self._routes.match(request)
+        route = self._backend.route(request, root)
         if route is None:
             detail = f"{path[:200]}: is /v1 missing in the base URL? Else configure --upstream"
             raise RefusedError("no_upstream", detail, close=False)
         return route
 
-    async def receive(self, visit: Visit, raw: Incoming, request: Request, *, whole: bool) -> Asked:
+    async def receive(self, visit: Visit, raw: Arriving, request: Request, *, whole: bool) -> Asked:
         """Read what is asked. `whole`: the body is needed, whatever the path. Raises RefusedError."""
-        dialect = visit.dialect
-        route = self.route(request, visit.trace.path)
+        route = self.route(request, visit.trace.path, raw.root)
         visit.trace.labels = Labels(route.name)
-        keep = self._config.limits.body if whole or dialect is not None else 0
-        body = await receive(raw, request, keep=keep, timeout=self._config.timeouts.client)
+        keep = self._config.limits.body if whole or visit.dialect is not None else 0
+        body = await raw.body(request, keep=keep)
         visit.trace.waited = body.waited
-        asked = self.asked(request, route, dialect, body)
-        visit.trace.labels = asked.labels
+        asked = self.asked(request, route, body, raw=raw)
+        visit.dialect, visit.trace.labels = asked.dialect, asked.labels
         return asked
 
-    def asked(self, request: Request, route: Route, dialect: Dialect | None, body: Body) -> Asked:
-        """What a request asks for."""
+    def queued(self, asked: Asked, job: str) -> None:
+        """It is going to be started later, as the job of that id."""
+        self._backend.queued(asked, job)
+
+    def asked(
+        self,
+        request: Request,
+        route: Route,
+        body: Body,
+        *,
+        raw: Arriving | None = None,
+        job: str | None = None,
+    ) -> Asked:
+        """What a request asks for; see `Asked` for `raw` and `job`."""
+        dialect = self._backend.dialect(request, body)
         intent = intake.intent(dialect, request, body)
         early = 0.0
         if dialect is not None and intent.stream and dialect.framing_of(request.query) in EARLY_TYPE:
@@ -108,7 +130,7 @@ class Asks:
         labels = Labels(
             upstream=route.name,
             provider=provider(dialect, route.origin) if dialect is not None else None,
-            operation=dialect.operation if dialect is not None else None,
+            operation=(dialect.operation or None) if dialect is not None else None,
             model=intent.model and intent.model[:NAME],
             stream=intent.stream,
         )
@@ -121,27 +143,43 @@ class Asks:
         if self._cache.uncompressed and self._cache.mode != "off" and dialect is not None and said.write:
             plain = plain or self._routes.terms(request.path, route).ttl > 0
         near = intake.similarity(request.fields.get(b"slipstream-similarity"))
-        return Asked(request, route, dialect, body, intent, labels, early, configured, plain, said, near)
+        return Asked(
+            self._backend,
+            request,
+            route,
+            dialect,
+            body,
+            intent,
+            labels,
+            early,
+            configured,
+            plain,
+            said,
+            near,
+            raw,
+            job,
+        )
 
     def ask(self, visit: Visit, asked: Asked, caller: Caller) -> Ask:
         """By what others find its call and its answer; also what the line says of the cache."""
         request, body, dialect, fields = asked.request, asked.body, asked.dialect, asked.request.fields
+        counted = self._backend.counted(request)
         known = b""
         if body.more is None and (dialect is not None or policy.takes_ids(fields)):
-            known = identity(caller.scope, asked.route.place, request, body.kept)
+            known = identity(caller.scope, asked.route.place, counted, body.kept)
         key = None
         keep: Keep | None = None
         read = False
         if self._cache.mode != "off":
             read = asked.wish.read
-            if dialect is not None and known:
-                found = self._keys_of(known, asked, dialect, caller)
+            if dialect is not None and known and self._backend.shared(request):
+                found = self._keys_of(known, asked, counted, dialect, caller)
                 if found is None:
                     self._count("not_stored_unkeyed")
                 else:
                     # What is shared with other credentials is found by all, but only once it is over.
                     key = found.exact if self._cache.share == "credential" else found.exact + caller.scope
-                    keep = self._keep(asked, found, caller)
+                    keep = self._keep(asked, counted, found, caller)
             plain = key is not None and read and not asked.intent.stateful
             visit.trace.cache = "miss" if plain else "bypass"
         return Ask(
@@ -153,14 +191,17 @@ class Asks:
             keep=keep,
         )
 
-    def _keys_of(self, known: bytes, asked: Asked, dialect: Dialect, caller: Caller) -> Keys | None:
-        """The keys; they follow from the request's identity, which is cheaper to have."""
+    def _keys_of(
+        self, known: bytes, asked: Asked, counted: Request, dialect: Dialect, caller: Caller
+    ) -> Keys | None:
+        """The keys; they follow from the request's identity, which is cheaper to have. `counted`: the
+        request as far as it counts."""
         if known in self._keys:
             return self._keys[known]
         made = keys(
             self._scope(asked, caller),
             asked.route.place,
-            asked.request,
+            counted,
             asked.body.kept,
             dialect,
             stream=asked.intent.stream,
@@ -171,27 +212,27 @@ class Asks:
         self._keys[known] = made
         return made
 
-    def _keep(self, asked: Asked, found: Keys, caller: Caller) -> Keep | None:
+    def _keep(self, asked: Asked, counted: Request, found: Keys, caller: Caller) -> Keep | None:
         terms = self._routes.terms(asked.request.path, asked.route)
         if (reason := refused(asked.intent, asked.wish, terms)) is not None:
             self._count(f"not_stored_{reason}")
             return None
         query = "alt=sse" if "alt=sse" in asked.request.query.split("&") else ""
         tag, path = caller.scope[:8].hex(), asked.request.path
-        return Keep(found, terms, tag, path, query, self._generation(), self._inquiry(asked, caller))
+        return Keep(found, terms, tag, path, query, self._generation(), self._inquiry(asked, counted, caller))
 
-    def _inquiry(self, asked: Asked, caller: Caller) -> Inquiry | None:
+    def _inquiry(self, asked: Asked, counted: Request, caller: Caller) -> Inquiry | None:
         """What is asked, for whoever wants to compare it; None where that is of no use. The body is parsed
         when it is read, and not before."""
         request, route, dialect, body = asked.request, asked.route, asked.dialect, asked.body.kept
-        if dialect is None or not self._compares or not dialect.asks or len(body) > LARGEST:
+        if dialect is None or not self._compares or not self._backend.asks(dialect) or len(body) > LARGEST:
             return None
         named = request.fields.get(b"slipstream-namespace")
         namespace = named.decode("utf-8", "replace") if named is not None else None
         threshold = self._routes.threshold(request.path, route, namespace)
-        scope, ignored = self._scope(asked, caller), self._cache.ignore
+        scope, ignored, ask = self._scope(asked, caller), self._cache.ignore, self._backend.question
         return Inquiry(
-            lambda: question(scope, route.place, request, body, dialect, ignored),
+            lambda: ask(scope, route.place, counted, body, dialect, ignored),
             Place(route.name, request.path[:_PATH], namespace and namespace[:NAME]),
             max(threshold, asked.similarity or 0.0),
             self._config.semantic.longest,

@@ -18,10 +18,10 @@ from sidecar.core.errors import RefusedError, UpstreamError
 from sidecar.core.headers import index, render
 from sidecar.core.types import Head
 from sidecar.engine.source import Call
-from sidecar.web.upload import Upload
+from sidecar.upstream.upload import Upload
 
 if TYPE_CHECKING:
-    from sidecar.web.client import Connection
+    from sidecar.upstream.client import Connection
 
 _REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _BETWEEN = 64 * 1024  # bytes of chunk headers, extensions and trailers without any body between them

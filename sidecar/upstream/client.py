@@ -20,7 +20,7 @@ from sidecar.config import Limits, Timeouts
 from sidecar.core.errors import UpstreamError
 from sidecar.core.types import Timings
 from sidecar.engine.source import Call, Origin
-from sidecar.web.exchange import Exchange
+from sidecar.upstream.exchange import Exchange
 
 IDLE = 30.0
 """Seconds an unused connection is kept: less than servers and load balancers usually keep theirs."""

@@ -1,31 +1,46 @@
 """One client request while it is served, and the line that is left of it."""
 
+import msgspec
+
 from sidecar.cache.inquiry import Inquiry
+from sidecar.core.caching import Wish
 from sidecar.core.dialects import Dialect
-from sidecar.core.entry import Known
+from sidecar.core.entry import Entry, Known
 from sidecar.core.latency import Heard, Trace, record
 from sidecar.core.policy import end_of_leaving
-from sidecar.core.types import Outcome
-from sidecar.engine.pump import Live
-from sidecar.web.again import Hit
-from sidecar.web.reply import Reply
+from sidecar.core.types import Outcome, Request
+from sidecar.engine.pump import Keep, Live
+from sidecar.serving.shell import Reply
 
 NAME = 128
 """Characters of a name chosen by a client or an upstream that a log line repeats."""
 
 
+class Hit(msgspec.Struct):
+    """What a request was answered with from memory."""
+
+    entry: Entry
+    keep: Keep
+    wish: Wish
+    live: Live | None
+    """What was read, if it is a stream."""
+    request: Request
+    body: bytes
+    """Of the request."""
+
+
 class Visit:
     """What belongs to one request."""
 
-    __slots__ = ("dialect", "hit", "inquiry", "live", "logged", "reply", "stored", "taken", "trace", "whole")
+    __slots__ = ("dialect", "hit", "inquiry", "live", "logged", "reply", "root", "stored", "taken", "trace")
 
-    def __init__(self, method: str, reply: Reply) -> None:
+    def __init__(self, method: str, reply: Reply, root: str = "") -> None:
+        """`root`: see `Arriving`."""
+        self.root = root
         self.reply = reply
         self.trace = Trace.begin(method)
         self.dialect: Dialect | None = None
         self.live: Live | None = None
-        self.whole = reply.request_bytes
-        """The request, if it came in one piece and alone."""
         self.stored: Known | None = None
         """What is known of the stored answer that it was answered with, if that was no stream."""
         self.hit: Hit | None = None
@@ -56,11 +71,12 @@ class Visit:
         if live is not None:
             if trace.cache_kind != "stale":
                 trace.timings = live.timings
+            trace.spans = live.spans
             trace.stored = None if trace.joined else live.stored
             live.learn()
             if live.answer.facts.error and trace.status == 200 and trace.outcome is Outcome.COMPLETE:
                 trace.outcome = Outcome.UPSTREAM_ERROR
-        sent = self.reply.bytes
+        sent = self.reply.sent
         return record(trace, _remembered(self.stored, sent) if self.stored else heard(live, sent), now)
 
 

@@ -7,12 +7,12 @@ from sidecar.core.fingerprint import Caller
 from sidecar.core.types import Request
 from sidecar.engine.answers import Answers
 from sidecar.engine.hub import Hub
-from sidecar.web import intake
-from sidecar.web.asks import Asks
-from sidecar.web.follow import Follow
-from sidecar.web.incoming import Incoming
-from sidecar.web.turn import Turn
-from sidecar.web.visit import Visit
+from sidecar.serving import intake
+from sidecar.serving.asks import Asks
+from sidecar.serving.follow import Follow
+from sidecar.serving.shell import Arriving
+from sidecar.serving.turn import Turn
+from sidecar.serving.visit import Visit
 
 
 class Calls:
@@ -25,7 +25,7 @@ class Calls:
         self._follow = follow
         self._answers = answers
 
-    async def serve(self, visit: Visit, raw: Incoming, request: Request, caller: Caller) -> None:
+    async def serve(self, visit: Visit, raw: Arriving, request: Request, caller: Caller) -> None:
         """Serve one request to its end. Raises RefusedError, ClientGoneError."""
         back = self._follow.coming_back(request, caller)
         intake.patience(request.fields.get(b"slipstream-disconnect"))  # refused before anything is begun

@@ -9,7 +9,7 @@ from sidecar.core.errors import RefusedError, UpstreamError
 from sidecar.engine.source import Call
 
 if TYPE_CHECKING:
-    from sidecar.web.client import Connection
+    from sidecar.upstream.client import Connection
 
 
 class Upload:

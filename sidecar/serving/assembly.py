@@ -1,0 +1,251 @@
+"""What serves requests in one process, but for the server that they come by: put together, started,
+drained."""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+import orjson
+from structlog.typing import FilteringBoundLogger
+
+from sidecar.cache.exact import ExactCache
+from sidecar.config import Config
+from sidecar.core.errors import RefusedError
+from sidecar.core.types import Fault
+from sidecar.engine.answers import Answers
+from sidecar.engine.hub import Hub
+from sidecar.engine.jobdisk import JobDisk
+from sidecar.engine.jobs import Jobs
+from sidecar.engine.jobstate import status_of
+from sidecar.engine.shelf import Shelf
+from sidecar.serving.asks import Asks
+from sidecar.serving.backend import Backend, Upstreams
+from sidecar.serving.calls import Calls
+from sidecar.serving.follow import Follow
+from sidecar.serving.front import Front, Log
+from sidecar.serving.own import Own
+from sidecar.serving.routes import Routes
+from sidecar.serving.semantics import Parts, Semantics
+from sidecar.serving.submit import Submit, prepared
+from sidecar.serving.webhooks import Webhooks, allowed, target
+from sidecar.stores.base import AnswerStore
+from sidecar.stores.jobs import JobRecord, JobStore, StoreError
+from sidecar.upstream.client import Client
+
+_LAST_WORDS = 2.0
+"""Seconds for the error frames of stragglers to leave."""
+_OPENING = 2.0
+"""Seconds that serving waits for the stored answers; checking many takes longer, and goes on meanwhile."""
+
+
+class Stores(msgspec.Struct, frozen=True):
+    """What an assembly keeps things in, and is made with."""
+
+    jobs: JobStore | None = None
+    """Without one there are no background jobs."""
+    answers: Callable[[], AnswerStore | None] | None = None
+    """Opens the store of answers, in a thread; without one they are in memory only."""
+    note: Callable[[Mapping[str, int]], None] | None = None
+    """Writes down what the cache has counted; see `ExactCache`."""
+    webhook_key: bytes = b""
+    semantic: Parts | None = None
+    """What answers to other questions are found with, where that is configured."""
+
+
+class Assembly:
+    """One process's engine and all that it needs. `start` and `drain`, then `close`."""
+
+    def __init__(
+        self,
+        config: Config,
+        secret: bytes,
+        log: FilteringBoundLogger,
+        lines: Log,
+        stores: Stores,
+        *,
+        tls: ssl.SSLContext | None = None,
+        backend: Callable[[Hub], Backend] | None = None,
+    ) -> None:
+        """`lines` takes the latency lines, `log` everything else. `tls` is for calls to upstreams; the
+        system's trust store when left out. `backend`: makes the answers; the configured upstreams when left
+        out.
+
+        Raises ConfigError.
+        """
+        self._config = config
+        self._log = log
+        self.client = Client(config.timeouts, config.limits, tls)
+        self.hub = Hub(self.client, self.on_fault, Shelf(config.resume.keep, config.resume.memory))
+        origins = allowed(config.jobs.webhooks)
+        self._hooks = Webhooks(self.client, stores.webhook_key)
+        self._origins = origins
+        self.cache = ExactCache(config.cache.memory, self._cache_failing, self.on_fault, note=stores.note)
+        self._opener = stores.answers if config.cache.mode != "off" else None
+        self._opening: asyncio.Task[None] | None = None
+        self.semantics: Semantics | None = None
+        if stores.semantic is not None and config.cache.mode in ("semantic", "shadow"):
+            self.semantics = Semantics(config, stores.semantic, self.cache, secret, log, self.on_fault)
+        found, paced = self.semantics, config.cache.replay == "paced"
+        near = (found.cache, found.paraphrases) if found is not None else (None, None)
+        self.answers = Answers(self.cache, self.hub, *near, fresh_ids=config.cache.fresh_ids, paced=paced)
+        follow = Follow(config, self.hub, secret)
+        self.hub.keep = self.answers.keep
+        if backend is not None:
+            self.backend = backend(self.hub)
+        else:
+            self.backend = Upstreams(Routes(config), self.hub.start, secret, config.limits.headers)
+        asks = Asks(config, self.backend, secret, self.answers.count, self.answers.generation)
+        calls = Calls(config, asks, self.hub, follow, self.answers)
+        self.jobs = Jobs(
+            self.hub,
+            JobDisk(stores.jobs),
+            lambda record, order: prepared(asks, record, order),
+            self._job_ended,
+            self._tell,
+            self.on_fault,
+            keep=config.jobs.keep,
+            concurrency=config.jobs.concurrency,
+            queue=config.jobs.queue,
+        )
+        own = Own(secret, follow, self.jobs)
+        submit = Submit(config, secret, asks, follow, self.jobs, origins)
+        self.front = Front(config, self.backend, calls, own, submit, lines, self.on_fault)
+
+    async def start(self) -> None:
+        """Open what is on disk; requests may be served when this returns."""
+        if self._opener is not None:
+            self._opening = asyncio.create_task(self._open_answers(self._opener))
+            end = time.monotonic() + _OPENING
+            await asyncio.wait({self._opening}, timeout=_OPENING)
+            if self.semantics is not None:
+                await self.semantics.started(end - time.monotonic())
+        elif self.semantics is not None:
+            self.semantics.without("it needs a data folder that can be used; see --data-dir")
+        try:
+            await self.jobs.start()  # what an earlier process left is taken up before anything new
+        except StoreError as error:
+            self._log.warning("no_jobs", reason=str(error))
+
+    async def drain(self, grace: float) -> bool:
+        """Drain for at most `grace` seconds, then end what is left with an error the client can see.
+
+        New requests get 503. Returns whether everything had ended by itself. What is on disk is closed then.
+        """
+        self.front.draining = True
+        self.jobs.drain()
+        if self.semantics is not None:
+            self.semantics.drain()
+        self.hub.drain()
+        begun = time.perf_counter()
+        clean = await self._settled(grace)
+        if not clean:
+            fault = Fault("draining", "the sidecar was stopped before the answer was complete")
+            left = len(self.hub)
+            self.hub.stop(fault)
+            self._log.warning(
+                "stopped_unfinished",
+                requests=left,
+                after_s=round(time.perf_counter() - begun, 3),
+            )
+            await self._settled(_LAST_WORDS)
+        await self.jobs.close()
+        if self._opening is not None:
+            await asyncio.wait({self._opening}, timeout=_LAST_WORDS)
+        if self.semantics is not None:
+            await self.semantics.close()
+        await self.cache.close()
+        return clean
+
+    def close(self) -> None:
+        """Let go of what is left: kept streams, idle connections."""
+        self.hub.close()
+        self.client.close()
+
+    async def _settled(self, timeout: float) -> bool:  # noqa: ASYNC109 - a deadline is the point
+        try:
+            async with asyncio.timeout(timeout):
+                await self.front.idle.wait()
+                await self.hub.idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _open_answers(self, opener: Callable[[], AnswerStore | None]) -> None:
+        try:
+            store = await self.cache.open(opener)
+        except (OSError, StoreError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self._in_memory_only(reason)
+            return
+        except Exception as error:  # noqa: BLE001 - reason: nobody waits for this task; the fault is ours
+            self.on_fault(error)
+            self._in_memory_only(type(error).__name__)
+            return
+        aside = getattr(store, "set_aside", None)
+        if aside is not None:
+            reason = "it was damaged, or of another version; an empty one takes its place"
+            self.cache.counts["store_set_aside"] += 1
+            self._log.warning("cache_set_aside", folder=str(aside), reason=reason)
+        if self.semantics is not None:
+            self.semantics.start()
+
+    def _in_memory_only(self, reason: str) -> None:
+        self._log.warning("cache_in_memory_only", reason=reason)
+        if self.semantics is not None:
+            self.semantics.without("it needs stored answers on disk; see --data-dir")
+
+    def _cache_failing(self, reason: str | None) -> None:
+        if reason is not None:
+            self._log.warning("cache_failing", reason=reason, effect="answers are not stored, or not found")
+        else:
+            self._log.info("cache_recovered")
+
+    def _job_ended(self, record: JobRecord) -> None:
+        details, error = record.details, record.error
+        self._log.info(
+            "job",
+            job_id=record.id,
+            status=record.status,
+            tenant=record.labels.get("tenant"),
+            path=record.labels.get("path"),
+            model=record.labels.get("model"),
+            queued_ms=round((record.started - record.created) * 1000, 3) if record.started else None,
+            total_ms=round((record.ended - record.created) * 1000, 3) if record.ended else None,
+            events=details.get("events"),
+            input_tokens=details.get("input_tokens"),
+            output_tokens=details.get("output_tokens"),
+            error=error.kind if error is not None else None,
+        )
+
+    async def _tell(self, record: JobRecord, jobs: Jobs) -> None:
+        """POST a job's end to the URL its client named, as long as configuration allows it."""
+        tries = record.webhook_attempts
+
+        async def on_attempt(number: int, delivered: bool) -> None:  # noqa: FBT001 - the deliverer's
+            nonlocal tries
+            tries = number
+            await jobs.webhook_result(record, "delivered" if delivered else "pending", number)
+
+        delivered = False
+        try:
+            where = target(record.webhook or "", self._origins)
+            body = orjson.dumps({**status_of(record), "webhook": None})
+            delivered = await self._hooks.deliver(
+                where, record.id, body, attempts=record.webhook_attempts, on_attempt=on_attempt
+            )
+        except RefusedError:
+            pass  # the configuration has changed: it is not allowed any more
+        if not delivered:
+            await jobs.webhook_result(record, "failed", tries)
+            self._log.warning("webhook_failed", job_id=record.id, attempts=tries)
+
+    def on_fault(self, error: BaseException) -> None:
+        """Say in the log that we have made a mistake."""
+        # The type and place, not the message: it might quote a request.
+        frame = error.__traceback__
+        while frame is not None and frame.tb_next is not None:
+            frame = frame.tb_next
+        place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame is not None else None
+        self._log.error("fault", kind=type(error).__name__, place=place)
