@@ -1,0 +1,272 @@
+"""The app at work on one request, and its answer going into a recording.
+
+Whoever asked may leave: the app is told of that only once nobody wants its answer any more. Then it has a
+moment to end by itself, and is cancelled.
+"""
+
+import asyncio
+import contextvars
+import time
+from collections import deque
+from collections.abc import Callable
+
+from sidecar.core.errors import problem
+from sidecar.core.headers import index
+from sidecar.core.spans import Spans
+from sidecar.core.types import Fault, Head
+from sidecar.engine.hub import Hub
+from sidecar.engine.pump import Live
+from sidecar.serving.shell import Body
+from sidecar_starlette.asgi import App, Message, Scope
+from sidecar_starlette.context import HERE, Here
+
+_GRACE = 0.25
+"""Seconds that the app has to end by itself once nobody wants its answer."""
+_WAITING = 64
+"""Events of progress that wait for the stream to begin."""
+_EVENTS = b"text/event-stream"
+_GONE_IS_AN_ERROR = (2, 4)
+"""The version of ASGI from which on `send` raises OSError when the client has left."""
+
+
+class Run:
+    """Starts at once. It is a `sidecar.engine.source.Source`, as far as a recording needs one."""
+
+    __slots__ = (
+        "_announces",
+        "_app",
+        "_body",
+        "_fed",
+        "_gone",
+        "_hub",
+        "_live",
+        "_odd",
+        "_on_head",
+        "_progress",
+        "_raises",
+        "_room",
+        "_scope",
+        "_task",
+        "arrived",
+        "error",
+        "head",
+    )
+
+    def __init__(
+        self,
+        app: App,
+        hub: Hub,
+        live: Live,
+        scope: Scope,
+        body: Body,
+        *,
+        announces: bool,
+        context: contextvars.Context,
+        on_head: Callable[[Scope], None],
+    ) -> None:
+        """`announces`: the client takes an event stream, so that one may begin before the app says so.
+        `context`: for the app to run in. `on_head` gets the scope as the app has left it when its answer
+        begins."""
+        self._app = app
+        self._hub = hub
+        self._live = live
+        self._scope = scope
+        self._body = body
+        self._fed = False
+        self._announces = announces
+        self._on_head = on_head
+        self._progress: deque[bytes] = deque(maxlen=_WAITING)
+        self._odd: tuple[int, bytearray] | None = None
+        """Status and body of an answer that does not fit the stream that was begun for it."""
+        self._gone = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        version = scope.get("asgi", {}).get("spec_version", "2.0").split(".")
+        self._raises = tuple(int(part) for part in version[:2]) >= _GONE_IS_AN_ERROR
+        self.head: Head
+        self.arrived = 0.0
+        self.error: Exception | None = None
+        """What the app raised."""
+        live.spans = Spans()
+        timings = live.timings
+        timings.started = timings.connected = timings.sent = time.perf_counter()
+        context.run(HERE.set, Here(live.spans, self))
+        self._task = asyncio.get_running_loop().create_task(self._run(), context=context)
+        hub.adopt(live, self._abort)
+
+    async def over(self) -> None:
+        """Wait until the app has returned, its background tasks included."""
+        await asyncio.wait({self._task})
+
+    def alone(self) -> None:
+        """No request waits for its end: what it raises is told to the loop."""
+        self._task.add_done_callback(self._tell_loop)
+
+    def _tell_loop(self, task: asyncio.Task[None]) -> None:
+        if self.error is not None:
+            context = {"message": "the app failed in a background job", "exception": self.error, "task": task}
+            task.get_loop().call_exception_handler(context)
+
+    async def _run(self) -> None:
+        recording, live = self._live.recording, self._live
+        try:
+            await self._app(self._scope, self._receive, self._send)
+            if recording.end is None:
+                self._broke("it returned before its answer was complete")
+        except asyncio.CancelledError:
+            if not self._gone.is_set():
+                raise
+        except Exception as error:  # noqa: BLE001 - reason: it is raised again where the app's server sees it
+            if recording.end is None:
+                self._broke("it raised an exception; the log of its server has it")
+            if not self._gone.is_set() or not isinstance(error, OSError):
+                self.error = error
+        finally:
+            recording.finish(live.end_on_cancel)
+            live.release()
+            self._hub.over(live)
+
+    def _broke(self, detail: str) -> None:
+        self._live.recording.finish(self._live.broke(Fault("app_failed", detail)))
+
+    def _abort(self) -> None:
+        """Nobody wants the answer any more. Its recording is finished by whoever says so."""
+        self._gone.set()
+        self._room.set()
+        loop = asyncio.get_running_loop()
+        loop.call_later(_GRACE, self._task.cancel)
+        loop.call_soon(self._hub.over, self._live)
+
+    # What the app is given.
+
+    async def _receive(self) -> Message:
+        if not self._fed:
+            self._fed = self._body.more is None
+            if self._body.kept or self._fed:
+                kept = self._body.kept
+                self._body = Body(b"", self._body.more, 0.0)
+                return {"type": "http.request", "body": kept, "more_body": not self._fed}
+            assert self._body.more is not None
+            try:
+                return {"type": "http.request", "body": await anext(self._body.more), "more_body": True}
+            except StopAsyncIteration:
+                self._fed = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            except Exception:  # noqa: BLE001 - reason: the client left, or is too slow: it will not be whole
+                self._fed = True
+                return {"type": "http.disconnect"}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        recording = self._live.recording
+        if recording.end is not None:
+            if self._gone.is_set() and self._raises:
+                raise OSError("nobody wants the answer any more")
+            return
+        kind = message["type"]
+        if kind == "http.response.body":
+            data: bytes = message.get("body", b"")
+            if not message.get("more_body", False):
+                self._last(data)
+                return
+            if data:
+                self._take(data)
+                if not self._room.is_set():
+                    await self._room.wait()
+                else:
+                    await asyncio.sleep(0)  # let it go out, if the app has nothing to wait for
+        elif kind == "http.response.start":
+            self._begin(message)
+
+    def _begin(self, message: Message) -> None:
+        headers = tuple([(bytes(name), bytes(value)) for name, value in message.get("headers", ())])
+        self._on_head(self._scope)
+        fields = index(headers)
+        status: int = message["status"]
+        if self.arrived:
+            # The stream has begun for the sake of progress: the rest has to fit into it.
+            if status != 200 or not fields.get(b"content-type", b"").lower().startswith(_EVENTS):
+                self._odd = (status, bytearray())
+            return
+        self._commit(Head(status, b"", headers, fields))
+
+    def _commit(self, head: Head) -> None:
+        self.head = head
+        self.arrived = self._live.timings.head = time.perf_counter()
+        self._live.begin(self)
+
+    def _take(self, data: bytes) -> None:
+        if self._odd is not None:
+            self._odd[1].extend(data)
+            return
+        self.arrived = time.perf_counter()
+        if self._progress:
+            self._tell()
+        self._live.take(data)
+        if self._progress:
+            self._tell()
+
+    def _last(self, data: bytes) -> None:
+        live = self._live
+        if data:
+            self._take(data)
+        if self._odd is not None:
+            live.take(_as_event(*self._odd))
+        # Nobody but the app can have ended it here: a clean end is completion.
+        live.answer.facts.terminal = True
+        live.recording.finish(live.close(time.perf_counter()))
+        live.release()
+        # Storing is for after the client has its last byte.
+        asyncio.get_running_loop().call_soon(self._hub.over, live)
+
+    # Progress.
+
+    async def event(self, frame: bytes) -> None:
+        """See `Channel`."""
+        live = self._live
+        if live.recording.end is not None or self._odd is not None:
+            return
+        if live.answer.dialect is None or not live.answer.dialect.named:
+            return  # SDKs take each event of a known format for a piece of the answer
+        self._progress.append(frame)
+        if not self.arrived and self._announces:
+            fields = {b"content-type": _EVENTS + b"; charset=utf-8"}
+            self._commit(Head(200, b"", tuple(fields.items()), fields))
+        if self.arrived:
+            self._tell()
+        await asyncio.sleep(0)
+
+    def _tell(self) -> None:
+        """Write the events that wait, if this is between two others."""
+        live = self._live
+        if not live.answer.framed:
+            self._progress.clear()
+        while self._progress and live.answer.at_boundary:
+            self.arrived = time.perf_counter()
+            live.take(self._progress.popleft())
+
+    # What a recording needs of its source.
+
+    def pause(self) -> None:
+        """The readers are behind: the app waits in its next `send`."""
+        self._room.clear()
+
+    def resume(self) -> None:
+        """They have caught up."""
+        self._room.set()
+
+    async def deliver(self, take: Callable[[bytes], None]) -> None:
+        """Nothing is left to deliver: the app itself does."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _as_event(status: int, body: bytearray) -> bytes:
+    """An answer that is no stream, in a stream that was begun for it."""
+    if status >= 400:
+        fault = Fault("app_failed", f"status {status}")
+        return b"event: error\ndata: " + problem(fault) + b"\n\n"
+    lines = bytes(body).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    return b"".join([b"data: " + line + b"\n" for line in lines]) + b"\n"

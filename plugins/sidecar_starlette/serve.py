@@ -1,0 +1,95 @@
+"""One request from an ASGI server, through the front, and its answer back."""
+
+import asyncio
+import time
+
+from sidecar.core.types import Fault
+from sidecar.serving.errors import own_error
+from sidecar.serving.front import Front
+from sidecar.serving.visit import Visit
+from sidecar_starlette.arriving import Arriving
+from sidecar_starlette.asgi import Receive, Scope, Send
+from sidecar_starlette.reply import Reply
+
+_FIRST_LOOK = 0.05
+"""Seconds after which it is watched whether a client is still there: most requests have been answered then,
+and need no task for that."""
+_LOOK = 1.0
+
+
+class _Watch:
+    """Ends the serving of a request whose client has left, or takes nothing any more."""
+
+    __slots__ = ("_arriving", "_begun", "_gone", "_reply", "_task", "_timeout", "_timer", "fired")
+
+    def __init__(self, arriving: Arriving, reply: Reply, timeout: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._arriving = arriving
+        self._reply = reply
+        self._timeout = timeout
+        self._task = task
+        self._begun = task.cancelling()
+        self._gone: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_FIRST_LOOK, self._look)
+        self.fired = False
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_LOOK if self._gone is not None else _FIRST_LOOK, self._look)
+        if self._gone is None and self._arriving.whole:
+            self._gone = loop.create_task(self._until_gone())
+        since = self._reply.sending_since
+        if since and time.perf_counter() - since > self._timeout:
+            self._fire()
+
+    async def _until_gone(self) -> None:
+        await self._arriving.until_gone()
+        self._fire()
+
+    def _fire(self) -> None:
+        if not self.fired and not self._reply.over:
+            self.fired = True
+            self._task.cancel()
+
+    def caused(self) -> bool:
+        """Whether it is only because of this that the task was cancelled."""
+        return self.fired and self._task.uncancel() <= self._begun
+
+    async def stop(self) -> None:
+        self._timer.cancel()
+        gone, self._gone = self._gone, None
+        if gone is not None:
+            gone.cancel()
+            await asyncio.wait({gone})
+
+
+async def serve(front: Front, scope: Scope, receive: Receive, send: Send, timeout: float) -> None:  # noqa: ASYNC109
+    """Serve one request to its end, and see the app's work on it to its own, which may be later.
+
+    `timeout`: seconds that a client may take for the next part of its body, or to take what it is sent.
+    Raises what the app raised.
+    """
+    raw = Arriving(scope, receive, timeout)
+    reply = Reply(send, bodiless=scope["method"] == "HEAD")
+    watch = _Watch(raw, reply, timeout)
+    left = False
+    try:
+        await front.handle(Visit(scope["method"], reply, raw.root), raw)
+    except asyncio.CancelledError:
+        left = watch.caused()
+        if not left:
+            raise
+    finally:
+        await watch.stop()
+    run = raw.run
+    if run is not None:
+        await run.over()
+        if run.error is not None:
+            raise run.error
+    if not reply.started and not left:
+        # It waited for another request's call, whose app failed: that request has its exception.
+        own_error(
+            reply, None, Fault("app_failed", "an identical request, whose answer it waited for, failed")
+        )
+        await reply.flush()
