@@ -9,6 +9,7 @@ from urllib.parse import quote
 from sidecar.core.errors import RefusedError
 from sidecar.core.types import Request
 from sidecar.serving import intake
+from sidecar.serving.own import RESERVED
 from sidecar.serving.shell import Body, ClientGoneError
 from sidecar_starlette.asgi import Receive, Scope, below
 
@@ -19,6 +20,12 @@ _SAFE = "/!$&'()*+,;=:@-._~"
 """What stands for itself in a path (RFC 3986, 3.3)."""
 
 
+def _announced(request: Request) -> bool:
+    """Whether the head says that a body follows. Without HTTP/1.1's framing that is not known."""
+    fields = request.fields
+    return b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"
+
+
 class Arriving:
     """One request; see `sidecar.serving.shell.Arriving`."""
 
@@ -27,9 +34,10 @@ class Arriving:
     def __init__(self, scope: Scope, receive: Receive, timeout: float) -> None:
         """`timeout`: seconds that a client may take for the next part of its body."""
         self.scope = scope
-        self.root, _ = below(scope)
-        self.whole = False
-        """All of its body has been received: what comes next is its end."""
+        # As part of a URL: a mount may take any part of a path.
+        self.root = quote(below(scope)[0], safe=_SAFE)
+        self.whole = self._target().startswith(RESERVED.encode())
+        """All of its body has been received, or nobody is going to read it: what comes next is its end."""
         self.run: Run | None = None
         """The app's work on it, if it was begun for this very request."""
         self._receive = receive
@@ -58,6 +66,9 @@ class Arriving:
 
     async def body(self, request: Request, *, keep: int) -> Body:
         """See `Arriving`."""
+        if keep <= 0 and _announced(request):
+            # Not a byte of it is waited for: its client may want to see an answer first.
+            return Body(b"", self._rest(), 0.0)
         parts: list[bytes] = []
         size, waited = 0, 0.0
         while not self.whole:
@@ -83,6 +94,7 @@ class Arriving:
             detail = f"no part of the body came for {self._timeout:g} s"
             raise RefusedError("request_timeout", detail) from None
         if message["type"] == "http.disconnect":
+            self.whole = True  # no more of it comes
             raise ClientGoneError("the client left before its request was whole")
         self.whole = not message.get("more_body", False)
         part: bytes = message.get("body", b"")

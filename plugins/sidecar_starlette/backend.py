@@ -1,6 +1,7 @@
 """An app of this process as the place where answers come from."""
 
 import contextvars
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -36,6 +37,11 @@ Credential = str | Callable[[Scope], str | bytes | None]
 
 _NOWHERE = UpstreamTable("app", "http://app", ["/"])
 """For what goes by path: terms of stored answers, thresholds, patience. Nothing is sent there."""
+_ROOTS = 256
+"""Mounts that are remembered: one with a parameter in its path may have any number."""
+_WHO = re.compile(rb"auth|user|token|session|ident|principal|account|tenant|customer|api-?key|jwt|secret")
+"""In the name of a field: it may say who asks, as proxies do that sign people in (`X-Forwarded-User`)."""
+_NOBODY = frozenset({b"user-agent", b"sec-fetch-user", b"slipstream-tenant"})
 _PARTIAL = (b"range", b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since")
 """Fields that ask for less than the whole answer."""
 _ROUTED = ("app", "endpoint", "path_params", "route", "router")
@@ -93,6 +99,8 @@ class AppBackend:
     def route(self, request: Request, root: str) -> Route:
         found = self._by_root.get(root)
         if found is None:
+            if len(self._by_root) >= _ROOTS:
+                self._by_root.clear()
             found = msgspec.structs.replace(self._route, place=f"app {root}")
             self._by_root[root] = found
         return found
@@ -108,13 +116,21 @@ class AppBackend:
         fields = request.fields
         kept = {name: fields[name] for name in (NAMESPACE, b"origin") if name in fields}
         if policy.takes_ids({b"accept": fields.get(b"accept", b"")}):
-            kept[b"accept"] = b"text/event-stream"  # it may decide between a stream and a whole answer
+            # It may decide between a stream and a whole answer. Not under its own name: keys leave that out.
+            kept[b"takes-events"] = b"1"
         return msgspec.structs.replace(request, fields=kept)
 
-    def shared(self, request: Request) -> bool:
+    def shared(self, request: Request, raw: Arriving | None) -> bool:
         if any(name in request.fields for name in _PARTIAL):
             return False
-        return self._tenant is not None or credential(request) is None
+        if self._tenant is not None:
+            return True
+        # Nobody has said what names a tenant, so only those who have no name at all are taken for one.
+        if credential(request) is not None or any(map(_may_say_who, request.fields)):
+            return False
+        scope = raw.scope if isinstance(raw, Came) else {}
+        tls = (scope.get("extensions") or {}).get("tls") or {}
+        return not getattr(scope.get("user"), "is_authenticated", False) and not tls.get("client_cert_name")
 
     def question(
         self,
@@ -188,6 +204,10 @@ class AppBackend:
             "headers": [(name.lower(), value) for name, value in request.headers],
         }
         return scope, contextvars.Context()
+
+
+def _may_say_who(name: bytes) -> bool:
+    return _WHO.search(name) is not None and name not in _NOBODY
 
 
 def _inner(scope: Scope) -> Scope:

@@ -43,16 +43,16 @@ class SidecarMiddleware:
         asked = Prompt(prompt) if prompt is not None else None
         if isinstance(credential, str) and not credential.replace("-", "").replace("_", "").isalnum():
             raise ConfigError(f"credential = {credential!r}: expected the name of a header, or a callable")
-        loaded = settings(config, cache=cache, data_dir=data_dir)
-        self._timeout = loaded.timeouts.client
+        given = settings(config, cache=cache, data_dir=data_dir, apart=True)
+        self._timeout = given.config.timeouts.client
 
         def backend(hub: Hub, secret: bytes) -> AppBackend:
-            made = AppBackend(app, hub, loaded, secret, credential, asked)
+            made = AppBackend(app, hub, given.config, secret, credential, asked)
             made.common = self._common
             return made
 
         self._common: dict[str, object] = {}
-        self.runtime = Runtime(loaded, backend)
+        self.runtime = Runtime(given, backend)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI 3 has it."""

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 from sidecar.core.errors import problem
-from sidecar.core.headers import index
+from sidecar.core.headers import index, tokens
 from sidecar.core.spans import Spans
 from sidecar.core.types import Fault, Head
 from sidecar.engine.hub import Hub
@@ -22,6 +22,8 @@ from sidecar_starlette.context import HERE, Here
 
 _GRACE = 0.25
 """Seconds that the app has to end by itself once nobody wants its answer."""
+_COUNTED = frozenset({b"accept-encoding", b"authorization", b"cookie", b"origin"})
+"""Fields that count, or say who asks, or that the app is not shown."""
 _WAITING = 64
 """Events of progress that wait for the stream to begin."""
 _EVENTS = b"text/event-stream"
@@ -33,6 +35,7 @@ class Run:
     """Starts at once. It is a `sidecar.engine.source.Source`, as far as a recording needs one."""
 
     __slots__ = (
+        "_alone",
         "_announces",
         "_app",
         "_body",
@@ -42,6 +45,7 @@ class Run:
         "_live",
         "_odd",
         "_on_head",
+        "_over",
         "_progress",
         "_raises",
         "_room",
@@ -73,12 +77,16 @@ class Run:
         self._scope = scope
         self._body = body
         self._fed = False
+        self._alone = False
         self._announces = announces
         self._on_head = on_head
         self._progress: deque[bytes] = deque(maxlen=_WAITING)
         self._odd: tuple[int, bytearray] | None = None
         """Status and body of an answer that does not fit the stream that was begun for it."""
-        self._gone = asyncio.Event()
+        self._gone = False
+        """Nobody wants the answer any more."""
+        self._over = asyncio.Event()
+        """The same, or it has been given: what the app is told of with `http.disconnect`."""
         self._room = asyncio.Event()
         self._room.set()
         version = scope.get("asgi", {}).get("spec_version", "2.0").split(".")
@@ -91,19 +99,23 @@ class Run:
         timings = live.timings
         timings.started = timings.connected = timings.sent = time.perf_counter()
         context.run(HERE.set, Here(live.spans, self))
-        self._task = asyncio.get_running_loop().create_task(self._run(), context=context)
+        self._task: asyncio.Task[None] | None = None
+        task = self._task = asyncio.get_running_loop().create_task(self._run(), context=context)
+        task.add_done_callback(self._returned)
         hub.adopt(live, self._abort)
 
     async def over(self) -> None:
         """Wait until the app has returned, its background tasks included."""
-        await asyncio.wait({self._task})
+        if self._task is not None:
+            await asyncio.wait({self._task})
 
     def alone(self) -> None:
         """No request waits for its end: what it raises is told to the loop."""
-        self._task.add_done_callback(self._tell_loop)
+        self._alone = True
 
-    def _tell_loop(self, task: asyncio.Task[None]) -> None:
-        if self.error is not None:
+    def _returned(self, task: asyncio.Task[None]) -> None:
+        self._task = None  # its context leads back here
+        if self._alone and self.error is not None:
             context = {"message": "the app failed in a background job", "exception": self.error, "task": task}
             task.get_loop().call_exception_handler(context)
 
@@ -114,12 +126,12 @@ class Run:
             if recording.end is None:
                 self._broke("it returned before its answer was complete")
         except asyncio.CancelledError:
-            if not self._gone.is_set():
+            if not self._gone:
                 raise
         except Exception as error:  # noqa: BLE001 - reason: it is raised again where the app's server sees it
             if recording.end is None:
                 self._broke("it raised an exception; the log of its server has it")
-            if not self._gone.is_set() or not isinstance(error, OSError):
+            if not self._gone or not isinstance(error, OSError):
                 self.error = error
         finally:
             recording.finish(live.end_on_cancel)
@@ -131,10 +143,12 @@ class Run:
 
     def _abort(self) -> None:
         """Nobody wants the answer any more. Its recording is finished by whoever says so."""
-        self._gone.set()
+        self._gone = True
+        self._over.set()
         self._room.set()
         loop = asyncio.get_running_loop()
-        loop.call_later(_GRACE, self._task.cancel)
+        if self._task is not None:
+            loop.call_later(_GRACE, self._task.cancel)
         loop.call_soon(self._hub.over, self._live)
 
     # What the app is given.
@@ -155,13 +169,13 @@ class Run:
             except Exception:  # noqa: BLE001 - reason: the client left, or is too slow: it will not be whole
                 self._fed = True
                 return {"type": "http.disconnect"}
-        await self._gone.wait()
+        await self._over.wait()
         return {"type": "http.disconnect"}
 
     async def _send(self, message: Message) -> None:
         recording = self._live.recording
         if recording.end is not None:
-            if self._gone.is_set() and self._raises:
+            if self._gone and self._raises:
                 raise OSError("nobody wants the answer any more")
             return
         kind = message["type"]
@@ -182,7 +196,7 @@ class Run:
     def _begin(self, message: Message) -> None:
         headers = tuple([(bytes(name), bytes(value)) for name, value in message.get("headers", ())])
         self._on_head(self._scope)
-        fields = index(headers)
+        fields = _kept_apart(index(headers))
         status: int = message["status"]
         if self.arrived:
             # The stream has begun for the sake of progress: the rest has to fit into it.
@@ -217,6 +231,7 @@ class Run:
         live.answer.facts.terminal = True
         live.recording.finish(live.close(time.perf_counter()))
         live.release()
+        self._over.set()
         # Storing is for after the client has its last byte.
         asyncio.get_running_loop().call_soon(self._hub.over, live)
 
@@ -261,6 +276,14 @@ class Run:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _kept_apart(fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """What is known of an answer that depends on fields of its request which do not count for what is the
+    same request (RFC 9111, 4.1): as if it had said that it must not be stored."""
+    if tokens(fields.get(b"vary", b"")) <= _COUNTED:
+        return fields
+    return {**fields, b"cache-control": b"no-store"}
 
 
 def _as_event(status: int, body: bytearray) -> bytes:

@@ -2,18 +2,23 @@
 drained when the app stops or the loop does."""
 
 import asyncio
+import hashlib
 import io
+import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from sidecar.config import load
 from sidecar.core.values import ConfigError
 from sidecar.engine.hub import Hub
 from sidecar.serving.assembly import Assembly
 from sidecar.serving.backend import Backend
-from sidecar.serving.folder import data_dir, open_stores, read_secret
+from sidecar.serving.folder import data_dir as default_folder
+from sidecar.serving.folder import open_stores, read_secret
 from sidecar.tables import Config
 from sidecar.telemetry.log import LineWriter, format_of, make_logger, request_lines
 from sidecar_starlette.asgi import App, Message, Receive, Scope, Send
@@ -22,33 +27,65 @@ Given = str | Path | Mapping[str, object] | None
 """A configuration: a TOML file's path, or what would be in it."""
 
 
+_SPEC = re.compile(r"[\w.]+:[\w.]+(\(\))?")
+"""An app as servers' command lines name it."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What an engine is made with."""
+
+    config: Config
+    folder: Path
+    """Where answers, jobs and the installation's secret are kept."""
+    named: bool
+    """Whether somebody said so: then it must be usable."""
+
+
 def settings(
-    config: Given, *, cache: str | None, data_dir: str | Path | None, upstream: str | None = None
-) -> Config:
-    """The configuration: what is given goes before environment variables, those before `config`. Raises
-    ConfigError."""
+    config: Given,
+    *,
+    cache: str | None,
+    data_dir: str | Path | None,
+    upstream: str | None = None,
+    apart: bool = False,
+) -> Settings:
+    """The settings: what is given goes before environment variables, those before `config`. `apart`: an app
+    that names no data folder gets one of its own. Raises ConfigError."""
     flags = {
         "cache.mode": cache,
         "server.data_dir": str(data_dir) if data_dir is not None else None,
         "server.upstream": upstream,
     }
-    return load(flags, file=Path(config) if isinstance(config, str) else config).config
+    loaded = load(flags, file=Path(config) if isinstance(config, str) else config)
+    folder = default_folder(loaded.config)
+    origin = loaded.origins.get("server.data_dir")
+    if apart and (origin is None or origin.startswith("SLIPSTREAM_")):
+        folder = folder / "apps" / _app_name()
+    return Settings(loaded.config, folder, named=origin is not None)
+
+
+def _app_name() -> str:
+    """What tells this app from others on the machine, whose paths and bodies may be the same: where it was
+    started, and as what."""
+    named = [part for part in sys.argv[1:] if _SPEC.fullmatch(part)]
+    said = "\0".join([str(Path.cwd()), sys.argv[0], *named])
+    return hashlib.blake2b(said.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 class _Running:
     """The engine of one loop."""
 
     def __init__(
-        self, config: Config, writer: LineWriter, backend: Callable[[Hub, bytes], Backend] | None
+        self, given: Settings, writer: LineWriter, backend: Callable[[Hub, bytes], Backend] | None
     ) -> None:
         """Raises ConfigError."""
+        config, folder = given.config, given.folder
         form, level = format_of(config.log.format), config.log.level
         self.loop = asyncio.get_running_loop()
         self._config = config
         self._writer = writer
         self.log = make_logger(writer, form, level)
-        folder = data_dir(config)
-        secret = read_secret(folder, self.log, named=bool(config.server.data_dir))
+        secret = read_secret(folder, self.log, named=given.named)
         self.assembly = Assembly(
             config,
             secret,
@@ -91,9 +128,9 @@ class _Running:
 class Runtime:
     """Gives each event loop its engine."""
 
-    def __init__(self, config: Config, backend: Callable[[Hub, bytes], Backend] | None = None) -> None:
+    def __init__(self, given: Settings, backend: Callable[[Hub, bytes], Backend] | None = None) -> None:
         """`backend`: makes the answers, of a hub and the installation's secret."""
-        self.config = config
+        self._settings = given
         self._backend = backend
         self._running: _Running | None = None
         self._starting: asyncio.Future[None] | None = None
@@ -122,16 +159,21 @@ class Runtime:
         return made
 
     async def _start(self) -> None:
-        running = _Running(self.config, open_log(), self._backend)
-        await running.start()
+        writer = open_log()
+        try:
+            running = _Running(self._settings, writer, self._backend)
+            await running.start()
+        except BaseException:
+            writer.close()
+            raise
         self._running = running
 
     async def stop(self) -> None:
         """Drain the engine of the running loop."""
         running = self._running
         if running is not None and self.here is not None:
+            await running.end()  # who comes meanwhile is told that it drains
             self._running = None
-            await running.end()
 
     async def lifespan(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an app's lifespan on; the engine starts before the app and drains before it stops, while what

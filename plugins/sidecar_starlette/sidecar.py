@@ -19,9 +19,9 @@ class Sidecar:
     ) -> None:
         """`upstream`: where everything goes; without it, what `config` says, or known API paths to their
         provider. For the rest see `SidecarMiddleware`. Raises ConfigError."""
-        loaded = settings(config, cache=cache, data_dir=data_dir, upstream=upstream)
-        self._timeout = loaded.timeouts.client
-        self.runtime = Runtime(loaded)
+        given = settings(config, cache=cache, data_dir=data_dir, upstream=upstream)
+        self._timeout = given.config.timeouts.client
+        self.runtime = Runtime(given)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI 3 has it."""

@@ -172,7 +172,7 @@ class Asks:
         read = False
         if self._cache.mode != "off":
             read = asked.wish.read
-            if dialect is not None and known and self._backend.shared(request):
+            if dialect is not None and known and self._backend.shared(request, asked.raw):
                 found = self._keys_of(known, asked, counted, dialect, caller)
                 if found is None:
                     self._count("not_stored_unkeyed")

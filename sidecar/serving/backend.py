@@ -37,8 +37,8 @@ class Backend(Protocol):
     def counted(self, request: Request) -> Request:
         """The same without the header fields on which its answer does not depend."""
 
-    def shared(self, request: Request) -> bool:
-        """Whether its answer may be given to an identical request."""
+    def shared(self, request: Request, raw: Arriving | None) -> bool:
+        """Whether its answer may be given to an identical request. `raw`: None for a job."""
 
     def question(
         self,
@@ -86,7 +86,7 @@ class Upstreams:
     def counted(self, request: Request) -> Request:
         return request
 
-    def shared(self, request: Request) -> bool:
+    def shared(self, request: Request, raw: Arriving | None) -> bool:
         return True
 
     def question(

@@ -4,8 +4,23 @@ from sidecar.core.dialects.base import Facts, Json, number, text
 from sidecar.core.dialects.other import OtherSSE
 from sidecar.core.types import DeltaKind, Intent
 
-_NO_CONTENT = frozenset({b"status", b"meta", b"done", b"ping"})
+NO_CONTENT = frozenset({b"status", b"meta", b"done", b"ping"})
 """Events that bring nothing of the answer itself."""
+
+
+_ASIDE = frozenset({"id", "created", "created_at", "timestamp", "type", "model", "object"})
+"""Names of what differs between two answers that say the same, or is no words."""
+
+
+def texts(value: object) -> list[str]:
+    """All strings in a JSON value, in its order, but for those that are known to be no words."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [found for name, member in value.items() if name not in _ASIDE for found in texts(member)]
+    if isinstance(value, list):
+        return [found for member in value for found in texts(member)]
+    return []
 
 
 class App(OtherSSE):
@@ -34,7 +49,10 @@ class App(OtherSSE):
         if name == b"error":
             facts.error = "error"
             return None
-        return None if name in _NO_CONTENT else "event"
+        return None if name in NO_CONTENT else "event"
+
+    def said(self, body: Json) -> tuple[list[str], list[str]]:
+        return texts(body), []
 
     def whole(self, body: Json, facts: Facts) -> None:
         facts.terminal = True

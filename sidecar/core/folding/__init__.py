@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from sidecar.core.dialects.base import Json
-from sidecar.core.folding import anthropic, completions, gemini, ollama, openai, responses
+from sidecar.core.folding import anthropic, app, completions, gemini, ollama, openai, responses
 from sidecar.core.folding.refresh import refreshed
 
 __all__ = ["fold", "refreshed", "unfold"]
@@ -36,6 +36,7 @@ _FOLD: dict[str, Callable[[bytes, str], bytes]] = {
     "gemini.generate_content": gemini.fold,
     "ollama.chat": lambda body, _: ollama.fold_chat(body),
     "ollama.generate": lambda body, _: ollama.fold_generate(body),
+    "app": lambda body, _: app.fold(body),
 }
 _UNFOLD: dict[str, Callable[[bytes, Json, str], bytes]] = {
     "openai.chat": lambda body, ask, _: openai.unfold(body, ask),

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from sidecar.core.dialects import recognise
+from sidecar.core.dialects import by_name, recognise
 from sidecar.core.dialects.base import loads
 from sidecar.core.entry import Known
 from sidecar.core.folding import fold
@@ -35,7 +35,7 @@ class Said(msgspec.Struct, frozen=True):
 
 def said(known: Known, body: bytes) -> Said | None:
     """What an answer says; how its reasoning went does not count. None where it cannot be told."""
-    dialect = recognise("POST", known.path)
+    dialect = by_name(known.dialect) or recognise("POST", known.path)
     whole = fold(known.dialect, body, known.query) if known.stream else body
     if dialect is None or whole is None:
         return None
