@@ -1,14 +1,15 @@
 """Fixtures: a scripted provider and the sidecar, both in this process and on real loopback sockets.
 
-The sidecar is served by the proxy's own server. What is marked `both_shells` is run a second time with the
-ASGI app under uvicorn: the same requests, the same answers. `proxy_only(reason)` takes single tests out of
-that, `asgi_some(...)` takes that many of a large table.
+The sidecar is served by the proxy's own server. What is marked `both_shells` runs a second time with the ASGI
+app under uvicorn as its shell: the same script, the same answers. `proxy_only(reason)` takes a test out of
+that, `asgi_every(n)` runs one in `n` of a large table.
 """
 
 import asyncio
 import hashlib
 import os
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 import orjson
 import pytest
 import uvicorn
-from sidecar_starlette.serve import serve
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -29,6 +29,7 @@ from sidecar.stores.jobs import JobStore
 from sidecar.tables import Semantic
 from sidecar.telemetry.log import make_logger, request_lines
 from sidecar.web.service import Service
+from sidecar_starlette.serve import serve
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slipstream-tests"
 GIVEN_MODEL = os.environ.get("SLIPSTREAM_TEST_MODEL")
@@ -66,12 +67,30 @@ class Lines:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_shells: also with the ASGI app under uvicorn as the server")
     config.addinivalue_line("markers", "proxy_only(reason): with the proxy's own server only")
+    config.addinivalue_line("markers", "asgi_every(n): one in `n` of its parameters with the ASGI app")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marked = metafunc.definition.get_closest_marker
     if "shell" in metafunc.fixturenames and marked("both_shells") and not marked("proxy_only"):
         metafunc.parametrize("shell", ["proxy", "asgi"], indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    met: Counter[str] = Counter()
+    kept, dropped = [], []
+    for item in items:
+        spec, every = getattr(item, "callspec", None), item.get_closest_marker("asgi_every")
+        drop = False
+        if spec is not None and spec.params.get("shell") == "asgi":
+            name = item.nodeid.partition("[")[0]
+            drop = item.get_closest_marker("proxy_only") is not None  # one of its parameters is
+            drop = drop or (every is not None and met[name] % every.args[0] != 0)
+            met[name] += 1
+        (dropped if drop else kept).append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
 
 
 @pytest.fixture
@@ -97,9 +116,7 @@ class Mounted:
             log_config=None,
             log_level="critical",
             access_log=False,
-            server_header=False,
-            # As the proxy's; 5 s is for small servers.
-            timeout_keep_alive=int(config.timeouts.client),
+            timeout_keep_alive=75,
         )
         options.load()
         self._uvicorn = uvicorn.Server(options)

@@ -1,8 +1,7 @@
 """An app of this process as the place where answers come from."""
 
 import contextvars
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,9 +13,7 @@ from sidecar.core.fingerprint import (
     NAMESPACE,
     Caller,
     Question,
-    caller,
     caller_of,
-    credential,
     question,
     question_at,
 )
@@ -32,18 +29,19 @@ from sidecar_starlette.arriving import Arriving as Came
 from sidecar_starlette.asgi import App, Scope
 from sidecar_starlette.prompt import Prompt
 from sidecar_starlette.run import Run
-
-Credential = str | Callable[[Scope], str | bytes | None]
+from sidecar_starlette.who import Who
 
 _NOWHERE = UpstreamTable("app", "http://app", ["/"])
 """For what goes by path: terms of stored answers, thresholds, patience. Nothing is sent there."""
 _ROOTS = 256
 """Mounts that are remembered: one with a parameter in its path may have any number."""
-_WHO = re.compile(rb"auth|user|token|session|ident|principal|account|tenant|customer|api-?key|jwt|secret")
-"""In the name of a field: it may say who asks, as proxies do that sign people in (`X-Forwarded-User`)."""
-_NOBODY = frozenset({b"user-agent", b"sec-fetch-user", b"slipstream-tenant"})
 _PARTIAL = (b"range", b"if-none-match", b"if-modified-since", b"if-match", b"if-unmodified-since")
 """Fields that ask for less than the whole answer."""
+_COUNTED = (b"host", b"origin")
+_VARIES = frozenset({b"accept-encoding", *_COUNTED})
+"""Fields on which an answer may depend: they count, or the app is not shown them."""
+_NOBODY_S = frozenset({b"authorization", b"cookie"})
+"""Those who share without a name have none of these."""
 _ROUTED = ("app", "endpoint", "path_params", "route", "router")
 """What frameworks put in the scope, and middleware around this one may look at afterwards."""
 
@@ -57,22 +55,22 @@ class AppBackend:
         hub: Hub,
         config: Config,
         secret: bytes,
-        tenant: Credential | None,
+        who: Who,
         prompt: Prompt | None,
+        name: str,
     ) -> None:
-        """`tenant`: what names who asks. `prompt`: where a request has its question."""
+        """`prompt`: where a request has its question. `name`: tells the app from others."""
         self._app = app
         self._hub = hub
         self._secret = secret
-        self._tenant = tenant
-        self._field = tenant.lower().encode("latin-1") if isinstance(tenant, str) else None
+        self._who = who
+        self._name = name
         self._prompt = prompt
         self.routes = Routes(config, [_NOWHERE])
         self._route = self.routes.everywhere
         self._by_root: dict[str, Route] = {}
         self._queued: dict[str, tuple[Scope, contextvars.Context]] = {}
         """Of jobs that were taken in this process, until they begin."""
-        self._most = config.jobs.queue + config.jobs.concurrency
         self.common: Mapping[str, Any] = {}
         """What the server says to all requests, for those that come from disk."""
 
@@ -80,28 +78,17 @@ class AppBackend:
         """The app's server has."""
 
     def caller(self, request: Request, raw: Arriving) -> Caller:
-        tenant = self._tenant
-        if tenant is None:
-            return caller(self._secret, request)
-        named: str | bytes | None
-        if self._field is not None:
-            named = request.fields.get(self._field)
-        else:
-            assert isinstance(raw, Came)
-            assert callable(tenant)
-            named = tenant(raw.scope)
-        if isinstance(named, str):
-            named = named.encode()
-        if named is not None and not isinstance(named, bytes):
-            raise TypeError(f"credential: expected a string, bytes or None, not {type(named).__name__}")
-        return caller_of(self._secret, b"tenant %d:%b" % (len(named), named) if named else None)
+        assert isinstance(raw, Came)
+        found, raw.named = self._who.asks(request, raw.scope)
+        raw.nobody = found is None
+        return caller_of(self._secret, found)
 
     def route(self, request: Request, root: str) -> Route:
         found = self._by_root.get(root)
         if found is None:
             if len(self._by_root) >= _ROOTS:
                 self._by_root.clear()
-            found = msgspec.structs.replace(self._route, place=f"app {root}")
+            found = msgspec.structs.replace(self._route, place=f"app {self._name} {root}")
             self._by_root[root] = found
         return found
 
@@ -114,23 +101,24 @@ class AppBackend:
 
     def counted(self, request: Request) -> Request:
         fields = request.fields
-        kept = {name: fields[name] for name in (NAMESPACE, b"origin") if name in fields}
+        # Under names of their own: what is known to be about something else does not count in keys.
+        kept = {b"app-" + name: fields[name] for name in _COUNTED if name in fields}
+        if NAMESPACE in fields:
+            kept[NAMESPACE] = fields[NAMESPACE]
+        if b"content-type" in fields:
+            kept[b"app-type"] = fields[b"content-type"].partition(b";")[0].strip().lower()
         if policy.takes_ids({b"accept": fields.get(b"accept", b"")}):
-            # It may decide between a stream and a whole answer. Not under its own name: keys leave that out.
-            kept[b"takes-events"] = b"1"
+            kept[b"app-events"] = b"1"  # it may decide between a stream and a whole answer
+        if request.query:
+            # Keys in it are left out of targets; here they may be about anything.
+            kept[b"app-query"] = request.query.encode(errors="surrogateescape")
         return msgspec.structs.replace(request, fields=kept)
 
     def shared(self, request: Request, raw: Arriving | None) -> bool:
         if any(name in request.fields for name in _PARTIAL):
             return False
-        if self._tenant is not None:
-            return True
-        # Nobody has said what names a tenant, so only those who have no name at all are taken for one.
-        if credential(request) is not None or any(map(_may_say_who, request.fields)):
-            return False
-        scope = raw.scope if isinstance(raw, Came) else {}
-        tls = (scope.get("extensions") or {}).get("tls") or {}
-        return not getattr(scope.get("user"), "is_authenticated", False) and not tls.get("client_cert_name")
+        # Where nobody has said what names a tenant, only those who have no name at all are taken for one.
+        return isinstance(raw, Came) and (raw.named or raw.nobody)
 
     def question(
         self,
@@ -150,12 +138,12 @@ class AppBackend:
         return self._prompt is not None or dialect.asks
 
     def start(self, live: Live, asked: Asked) -> None:
-        raw = asked.raw
-        if isinstance(raw, Came):
+        raw = asked.raw if isinstance(asked.raw, Came) else None
+        if raw is not None:
             scope, context = raw.scope, contextvars.copy_context()
         else:
             scope, context = self._taken(asked)
-            raw = None
+        varies = _VARIES | ({self._who.field} if self._who.field is not None else set())
         run = Run(
             self._app,
             self._hub,
@@ -163,21 +151,24 @@ class AppBackend:
             _inner(scope),
             asked.body,
             announces=policy.takes_ids(asked.request.fields),
+            counted=varies if raw is not None and raw.named else varies | _NOBODY_S,
             context=context,
             on_head=lambda left: _hand_back(left, scope),
         )
-        if raw is not None:
-            raw.run = run
-        else:
+        if raw is None or asked.detached:
             run.alone()
+        else:
+            raw.run = run
 
     def queued(self, asked: Asked, job: str) -> None:
         if isinstance(asked.raw, Came):
-            if len(self._queued) >= self._most:
-                del self._queued[
-                    next(iter(self._queued))
-                ]  # one that was cancelled while it waited, most likely
-            self._queued[job] = (asked.raw.scope, contextvars.copy_context())
+            scope = asked.raw.scope
+            # As on disk: the preference has been met.
+            headers = [field for field in scope["headers"] if bytes(field[0]) != b"prefer"]
+            self._queued[job] = ({**scope, "headers": headers}, contextvars.copy_context())
+
+    def unqueued(self, job: str) -> None:
+        self._queued.pop(job, None)
 
     def _taken(self, asked: Asked) -> tuple[Scope, contextvars.Context]:
         """What a job runs with."""
@@ -204,10 +195,6 @@ class AppBackend:
             "headers": [(name.lower(), value) for name, value in request.headers],
         }
         return scope, contextvars.Context()
-
-
-def _may_say_who(name: bytes) -> bool:
-    return _WHO.search(name) is not None and name not in _NOBODY
 
 
 def _inner(scope: Scope) -> Scope:

@@ -16,6 +16,9 @@ class Channel(Protocol):
         """Write a whole event, its blank line included, before, between or after others, never inside one.
         Never raises: a client that has left, or an answer that is no event stream, gets none."""
 
+    def done(self) -> None:
+        """The last event is on the stream: nothing follows."""
+
 
 class Here(msgspec.Struct, frozen=True):
     """The request that the running code belongs to."""

@@ -8,10 +8,12 @@ from sidecar.core.values import ConfigError
 from sidecar.engine.hub import Hub
 from sidecar.serving.own import RESERVED
 from sidecar_starlette.asgi import App, Receive, Scope, Send, below
-from sidecar_starlette.backend import AppBackend, Credential
+from sidecar_starlette.backend import AppBackend
+from sidecar_starlette.name import name_of
 from sidecar_starlette.prompt import Prompt
 from sidecar_starlette.runtime import Given, Runtime, settings
 from sidecar_starlette.serve import serve
+from sidecar_starlette.who import Credential, Who
 
 _METHODS = ("GET", "POST")
 """Others change something, or have no answer that is worth coming back to."""
@@ -39,15 +41,19 @@ class SidecarMiddleware:
         Raises ConfigError.
         """
         self.app = app
+        if paths is not None and not callable(paths):
+            paths = [paths] if isinstance(paths, str) else list(paths)
         self._takes = paths if callable(paths) else _below_any(paths)
         asked = Prompt(prompt) if prompt is not None else None
-        if isinstance(credential, str) and not credential.replace("-", "").replace("_", "").isalnum():
-            raise ConfigError(f"credential = {credential!r}: expected the name of a header, or a callable")
-        given = settings(config, cache=cache, data_dir=data_dir, apart=True)
+        who = Who(credential)
+        name = name_of(app, paths, prompt, credential)
+        given = settings(config, cache=cache, data_dir=data_dir, apart=name)
+        if given.config.cache.share != "credential":
+            raise ConfigError("cache.share: in an app it is `credential=` that says who shares; leave it out")
         self._timeout = given.config.timeouts.client
 
         def backend(hub: Hub, secret: bytes) -> AppBackend:
-            made = AppBackend(app, hub, given.config, secret, credential, asked)
+            made = AppBackend(app, hub, given.config, secret, who, asked, name)
             made.common = self._common
             return made
 
@@ -62,7 +68,7 @@ class SidecarMiddleware:
             await self.runtime.lifespan(self.app, scope, receive, send)
         elif kind == "http" and self._is_ours(scope):
             made = self.runtime.here or await self.runtime.assembly()
-            await serve(made.front, scope, receive, send, self._timeout)
+            await serve(made.front, scope, receive, send, self._timeout, spelt=False)
         else:
             await self.app(scope, receive, send)
 
@@ -76,11 +82,10 @@ def _below_any(paths: Iterable[str] | None) -> Callable[[Scope], bool]:
     """Raises ConfigError."""
     if paths is None:
         return lambda _scope: True
-    prefixes = [paths] if isinstance(paths, str) else list(paths)
-    for prefix in prefixes:
+    for prefix in paths:
         if not isinstance(prefix, str) or not prefix.startswith("/"):
             raise ConfigError(f"paths: {prefix!r} is no path prefix; expected one such as /chat")
-    whole = frozenset(prefix.rstrip("/") for prefix in prefixes)
+    whole = frozenset(prefix.rstrip("/") for prefix in paths)
     parts = tuple(f"{prefix}/" for prefix in whole)
 
     def takes(scope: Scope) -> bool:

@@ -25,7 +25,10 @@ class Prompt:
         """How to find the question in this body; None where it has none."""
         if self._ask is None:
             return self._follow
-        text = self._ask(body)
+        try:
+            text = self._ask(body)
+        except Exception:  # noqa: BLE001 - reason: most likely the body is not as expected; the app says so, if it is
+            return None
         if not isinstance(text, str) or not text:
             return None
         # What else is in the body has to be the same for two questions to be compared, so it has to be told

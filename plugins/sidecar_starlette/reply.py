@@ -7,7 +7,6 @@ true whenever there is something to send.
 import re
 import time
 from collections.abc import Iterable
-from typing import Any
 
 from sidecar.serving.shell import ClientGoneError
 from sidecar_starlette.asgi import Message, Send
@@ -19,6 +18,7 @@ class Reply:
     """The response to one request; see `sidecar.serving.shell.Reply`."""
 
     __slots__ = (
+        "_closes",
         "_cut",
         "_final",
         "_head",
@@ -33,8 +33,10 @@ class Reply:
         "started",
     )
 
-    def __init__(self, send: Send, *, bodiless: bool) -> None:
+    def __init__(self, send: Send, *, bodiless: bool, closes: bool) -> None:
+        """`closes`: a field can say that the connection ends, which HTTP/2 has no such field for."""
         self._send = send
+        self._closes = closes
         self._head: Message | None = None
         self._parts: list[bytes] = []
         self._final = False
@@ -65,11 +67,16 @@ class Reply:
         last: bool = False,
     ) -> None:
         headers = [(name.lower(), value) for name, value in fields]
+        if status in (204, 304):
+            # A 304 may have the length of what it stands for; servers would wait for so many bytes.
+            headers = [field for field in headers if field[0] != b"content-length"]
+        if not self.keep_alive and self._closes:
+            headers.append((b"connection", b"close"))
         # Some servers write what they are given.
         if _BREAKS_OUT.search(b"".join([part for field in headers for part in field])):
             raise ValueError("a header field holds a line end")
         self._head = {"type": "http.response.start", "status": status, "headers": headers}
-        self.started = True
+        self.started, self._cut = True, False
         self._sized = sized
         self.bodiless = self.bodiless or status in (204, 304)
         if body:
@@ -86,21 +93,18 @@ class Reply:
         return self._head is not None or bool(self._parts)
 
     async def drained(self) -> None:
-        head = self._head
-        if head is not None:
-            self._head = None
-            await self._put(head)
-        while self._parts or (self._final and not self.over):
-            body = b"".join(self._parts) if len(self._parts) != 1 else self._parts[0]
-            self._parts.clear()
-            final = self._final
-            self.over = final
-            await self._put({"type": "http.response.body", "body": body, "more_body": not final})
-
-    async def _put(self, message: dict[str, Any] | Message) -> None:
-        self.sending_since = time.perf_counter()
+        send, parts, head = self._send, self._parts, self._head
         try:
-            await self._send(message)
+            if head is not None:
+                self._head = None
+                self.sending_since = time.perf_counter()
+                await send(head)
+            while parts or (self._final and not self.over):
+                body = parts[0] if len(parts) == 1 else b"".join(parts)
+                parts.clear()
+                final = self.over = self._final
+                self.sending_since = time.perf_counter()
+                await send({"type": "http.response.body", "body": body, "more_body": not final})
         except OSError:  # as ASGI 2.4 has it for a client that is gone
             raise ClientGoneError("the client closed the connection") from None
         finally:

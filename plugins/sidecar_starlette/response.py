@@ -66,7 +66,8 @@ class SidecarResponse(Response):
         del self.headers["Content-Length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = _Stream(send)
+        channel = HERE.get().channel
+        stream = _Stream(send, channel.done if channel is not None else _nothing)
         # One task sees to all of the iterator: its cancel scopes and context variables stay in one place, and
         # stopping it leaves the caller's task alone.
         answer = asyncio.create_task(self._answer(stream))
@@ -138,6 +139,10 @@ class SidecarResponse(Response):
         return True
 
 
+def _nothing() -> None:
+    """Nobody else writes to the stream."""
+
+
 class _LeftError(Exception):
     """There is nobody to send to."""
 
@@ -146,8 +151,10 @@ class _Stream:
     """What the client is sent, and whether there still is one. It is a `Channel`: events of other tasks come
     between those of the answer."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, on_last: Callable[[], None]) -> None:
+        """`on_last`: told when the last event goes out."""
         self._send = send
+        self._on_last = on_last
         self._lock = asyncio.Lock()
         self._started = asyncio.Event()
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -164,6 +171,8 @@ class _Stream:
                 raise _LeftError
             if not self.over:
                 self.over = last
+                if last:
+                    self._on_last()
                 await self._message({"type": "http.response.body", "body": frame, "more_body": True})
 
     async def text(self, text: str) -> None:
@@ -193,6 +202,9 @@ class _Stream:
         except OSError:
             self._leave()
             raise _LeftError from None
+
+    def done(self) -> None:
+        """Its own events say so."""
 
     def _leave(self) -> None:
         if not self.gone.done():

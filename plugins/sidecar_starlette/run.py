@@ -6,12 +6,13 @@ moment to end by itself, and is cancelled.
 
 import asyncio
 import contextvars
+import functools
 import time
 from collections import deque
 from collections.abc import Callable
 
 from sidecar.core.errors import problem
-from sidecar.core.headers import index, tokens
+from sidecar.core.headers import directives, index, tokens
 from sidecar.core.spans import Spans
 from sidecar.core.types import Fault, Head
 from sidecar.engine.hub import Hub
@@ -19,13 +20,14 @@ from sidecar.engine.pump import Live
 from sidecar.serving.shell import Body
 from sidecar_starlette.asgi import App, Message, Scope
 from sidecar_starlette.context import HERE, Here
+from sidecar_starlette.feed import Feed
 
 _GRACE = 0.25
 """Seconds that the app has to end by itself once nobody wants its answer."""
-_COUNTED = frozenset({b"accept-encoding", b"authorization", b"cookie", b"origin"})
-"""Fields that count, or say who asks, or that the app is not shown."""
 _WAITING = 64
 """Events of progress that wait for the stream to begin."""
+_LARGEST = 64 << 10
+"""Bytes of an answer that does not fit the stream which was begun for it."""
 _EVENTS = b"text/event-stream"
 _GONE_IS_AN_ERROR = (2, 4)
 """The version of ASGI from which on `send` raises OSError when the client has left."""
@@ -38,17 +40,17 @@ class Run:
         "_alone",
         "_announces",
         "_app",
-        "_body",
-        "_fed",
+        "_counted",
+        "_feed",
         "_gone",
         "_hub",
         "_live",
         "_odd",
         "_on_head",
-        "_over",
         "_progress",
         "_raises",
         "_room",
+        "_said",
         "_scope",
         "_task",
         "arrived",
@@ -65,35 +67,36 @@ class Run:
         body: Body,
         *,
         announces: bool,
+        counted: frozenset[bytes],
         context: contextvars.Context,
         on_head: Callable[[Scope], None],
     ) -> None:
         """`announces`: the client takes an event stream, so that one may begin before the app says so.
+        `counted`: header fields on which the answer may depend without being this request's alone.
         `context`: for the app to run in. `on_head` gets the scope as the app has left it when its answer
         begins."""
         self._app = app
         self._hub = hub
         self._live = live
         self._scope = scope
-        self._body = body
-        self._fed = False
+        self._feed = Feed(body)
         self._alone = False
+        self._said = False
+        """The stream has had its last event."""
         self._announces = announces
+        self._counted = counted
         self._on_head = on_head
         self._progress: deque[bytes] = deque(maxlen=_WAITING)
         self._odd: tuple[int, bytearray] | None = None
         """Status and body of an answer that does not fit the stream that was begun for it."""
         self._gone = False
         """Nobody wants the answer any more."""
-        self._over = asyncio.Event()
-        """The same, or it has been given: what the app is told of with `http.disconnect`."""
         self._room = asyncio.Event()
         self._room.set()
-        version = scope.get("asgi", {}).get("spec_version", "2.0").split(".")
-        self._raises = tuple(int(part) for part in version[:2]) >= _GONE_IS_AN_ERROR
+        self._raises = _raises(scope.get("asgi", {}).get("spec_version", "2.0"))
         self.head: Head
         self.arrived = 0.0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         """What the app raised."""
         live.spans = Spans()
         timings = live.timings
@@ -106,8 +109,9 @@ class Run:
 
     async def over(self) -> None:
         """Wait until the app has returned, its background tasks included."""
-        if self._task is not None:
-            await asyncio.wait({self._task})
+        task = self._task
+        if task is not None and not task.done():  # it usually is: the reader is woken by the app's last word
+            await asyncio.wait({task})
 
     def alone(self) -> None:
         """No request waits for its end: what it raises is told to the loop."""
@@ -116,27 +120,35 @@ class Run:
     def _returned(self, task: asyncio.Task[None]) -> None:
         self._task = None  # its context leads back here
         if self._alone and self.error is not None:
-            context = {"message": "the app failed in a background job", "exception": self.error, "task": task}
+            said = "the app failed in work that no request waits for"
+            context = {"message": said, "exception": self.error, "task": task}
             task.get_loop().call_exception_handler(context)
 
     async def _run(self) -> None:
         recording, live = self._live.recording, self._live
         try:
-            await self._app(self._scope, self._receive, self._send)
+            await self._app(self._scope, self._feed.receive, self._send)
             if recording.end is None:
                 self._broke("it returned before its answer was complete")
-        except asyncio.CancelledError:
-            if not self._gone:
-                raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                if not self._gone:
+                    raise  # the loop ends
+            else:
+                self._failed(error)  # something that it waited for was cancelled
         except Exception as error:  # noqa: BLE001 - reason: it is raised again where the app's server sees it
-            if recording.end is None:
-                self._broke("it raised an exception; the log of its server has it")
             if not self._gone or not isinstance(error, OSError):
-                self.error = error
+                self._failed(error)
         finally:
             recording.finish(live.end_on_cancel)
             live.release()
             self._hub.over(live)
+
+    def _failed(self, error: BaseException) -> None:
+        self.error = error
+        if self._live.recording.end is None:
+            self._broke("it raised an exception; the log of its server has it")
 
     def _broke(self, detail: str) -> None:
         self._live.recording.finish(self._live.broke(Fault("app_failed", detail)))
@@ -144,39 +156,21 @@ class Run:
     def _abort(self) -> None:
         """Nobody wants the answer any more. Its recording is finished by whoever says so."""
         self._gone = True
-        self._over.set()
+        self._feed.end()
         self._room.set()
         loop = asyncio.get_running_loop()
         if self._task is not None:
             loop.call_later(_GRACE, self._task.cancel)
         loop.call_soon(self._hub.over, self._live)
 
-    # What the app is given.
-
-    async def _receive(self) -> Message:
-        if not self._fed:
-            self._fed = self._body.more is None
-            if self._body.kept or self._fed:
-                kept = self._body.kept
-                self._body = Body(b"", self._body.more, 0.0)
-                return {"type": "http.request", "body": kept, "more_body": not self._fed}
-            assert self._body.more is not None
-            try:
-                return {"type": "http.request", "body": await anext(self._body.more), "more_body": True}
-            except StopAsyncIteration:
-                self._fed = True
-                return {"type": "http.request", "body": b"", "more_body": False}
-            except Exception:  # noqa: BLE001 - reason: the client left, or is too slow: it will not be whole
-                self._fed = True
-                return {"type": "http.disconnect"}
-        await self._over.wait()
-        return {"type": "http.disconnect"}
+    # What the app says.
 
     async def _send(self, message: Message) -> None:
         recording = self._live.recording
         if recording.end is not None:
             if self._gone and self._raises:
                 raise OSError("nobody wants the answer any more")
+            await asyncio.sleep(0)  # an app that waits for nothing else could not be cancelled
             return
         kind = message["type"]
         if kind == "http.response.body":
@@ -196,10 +190,21 @@ class Run:
     def _begin(self, message: Message) -> None:
         headers = tuple([(bytes(name), bytes(value)) for name, value in message.get("headers", ())])
         self._on_head(self._scope)
-        fields = _kept_apart(index(headers))
+        fields = index(headers)
         status: int = message["status"]
+        if not tokens(fields.get(b"vary", b"")) <= self._counted or b"no-store" in directives(
+            fields.get(b"cache-control", b"")
+        ):
+            # It depends on what does not count for what is the same request (RFC 9111, 4.1), or says so
+            # itself.
+            fields = {**fields, b"cache-control": b"no-store"}
+            self._hub.set_apart(self._live)
         if self.arrived:
             # The stream has begun for the sake of progress: the rest has to fit into it.
+            if self._live.apart:
+                begun = self.head
+                kept = {**begun.fields, b"cache-control": b"no-store"}
+                self._live.recording.head = Head(begun.status, begun.reason, begun.headers, kept)
             if status != 200 or not fields.get(b"content-type", b"").lower().startswith(_EVENTS):
                 self._odd = (status, bytearray())
             return
@@ -212,7 +217,7 @@ class Run:
 
     def _take(self, data: bytes) -> None:
         if self._odd is not None:
-            self._odd[1].extend(data)
+            self._odd[1].extend(data[: _LARGEST + 1 - len(self._odd[1])])
             return
         self.arrived = time.perf_counter()
         if self._progress:
@@ -231,16 +236,21 @@ class Run:
         live.answer.facts.terminal = True
         live.recording.finish(live.close(time.perf_counter()))
         live.release()
-        self._over.set()
+        self._feed.end()
         # Storing is for after the client has its last byte.
         asyncio.get_running_loop().call_soon(self._hub.over, live)
 
     # Progress.
 
+    def done(self) -> None:
+        """See `Channel`."""
+        self._said = True
+        self._progress.clear()
+
     async def event(self, frame: bytes) -> None:
         """See `Channel`."""
         live = self._live
-        if live.recording.end is not None or self._odd is not None:
+        if live.recording.end is not None or self._odd is not None or self._said:
             return
         if live.answer.dialect is None or not live.answer.dialect.named:
             return  # SDKs take each event of a known format for a piece of the answer
@@ -278,18 +288,20 @@ class Run:
         """Nothing is open."""
 
 
-def _kept_apart(fields: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    """What is known of an answer that depends on fields of its request which do not count for what is the
-    same request (RFC 9111, 4.1): as if it had said that it must not be stored."""
-    if tokens(fields.get(b"vary", b"")) <= _COUNTED:
-        return fields
-    return {**fields, b"cache-control": b"no-store"}
+@functools.lru_cache(maxsize=16)
+def _raises(version: str) -> bool:
+    return tuple(int(part) for part in version.split(".")[:2]) >= _GONE_IS_AN_ERROR
 
 
 def _as_event(status: int, body: bytearray) -> bytes:
     """An answer that is no stream, in a stream that was begun for it."""
-    if status >= 400:
-        fault = Fault("app_failed", f"status {status}")
+    if status >= 400 or len(body) > _LARGEST:
+        said = (
+            f"status {status}"
+            if status >= 400
+            else "its answer is no event stream, and too long for an event"
+        )
+        fault = Fault("app_failed", said)
         return b"event: error\ndata: " + problem(fault) + b"\n\n"
     lines = bytes(body).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
     return b"".join([b"data: " + line + b"\n" for line in lines]) + b"\n"

@@ -2,9 +2,7 @@
 drained when the app stops or the loop does."""
 
 import asyncio
-import hashlib
 import io
-import re
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
@@ -22,13 +20,10 @@ from sidecar.serving.folder import open_stores, read_secret
 from sidecar.tables import Config
 from sidecar.telemetry.log import LineWriter, format_of, make_logger, request_lines
 from sidecar_starlette.asgi import App, Message, Receive, Scope, Send
+from sidecar_starlette.name import started_as
 
 Given = str | Path | Mapping[str, object] | None
 """A configuration: a TOML file's path, or what would be in it."""
-
-
-_SPEC = re.compile(r"[\w.]+:[\w.]+(\(\))?")
-"""An app as servers' command lines name it."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -37,6 +32,8 @@ class Settings(msgspec.Struct, frozen=True):
     config: Config
     folder: Path
     """Where answers, jobs and the installation's secret are kept."""
+    models: Path
+    """Where models are."""
     named: bool
     """Whether somebody said so: then it must be usable."""
 
@@ -47,7 +44,7 @@ def settings(
     cache: str | None,
     data_dir: str | Path | None,
     upstream: str | None = None,
-    apart: bool = False,
+    apart: str | None = None,
 ) -> Settings:
     """The settings: what is given goes before environment variables, those before `config`. `apart`: an app
     that names no data folder gets one of its own. Raises ConfigError."""
@@ -59,17 +56,10 @@ def settings(
     loaded = load(flags, file=Path(config) if isinstance(config, str) else config)
     folder = default_folder(loaded.config)
     origin = loaded.origins.get("server.data_dir")
-    if apart and (origin is None or origin.startswith("SLIPSTREAM_")):
-        folder = folder / "apps" / _app_name()
-    return Settings(loaded.config, folder, named=origin is not None)
-
-
-def _app_name() -> str:
-    """What tells this app from others on the machine, whose paths and bodies may be the same: where it was
-    started, and as what."""
-    named = [part for part in sys.argv[1:] if _SPEC.fullmatch(part)]
-    said = "\0".join([str(Path.cwd()), sys.argv[0], *named])
-    return hashlib.blake2b(said.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+    models = folder
+    if apart is not None and (origin is None or origin.startswith("SLIPSTREAM_")):
+        folder = folder / "apps" / f"{started_as()}-{apart}"
+    return Settings(loaded.config, folder, models, named=origin is not None)
 
 
 class _Running:
@@ -81,7 +71,6 @@ class _Running:
         """Raises ConfigError."""
         config, folder = given.config, given.folder
         form, level = format_of(config.log.format), config.log.level
-        self.loop = asyncio.get_running_loop()
         self._config = config
         self._writer = writer
         self.log = make_logger(writer, form, level)
@@ -91,7 +80,7 @@ class _Running:
             secret,
             self.log,
             request_lines(writer, form, level),
-            open_stores(config, folder, self.log),
+            open_stores(config, folder, self.log, models=given.models),
             backend=(lambda hub: backend(hub, secret)) if backend is not None else None,
         )
         self._guard = self._until_closed()
@@ -132,33 +121,32 @@ class Runtime:
         """`backend`: makes the answers, of a hub and the installation's secret."""
         self._settings = given
         self._backend = backend
-        self._running: _Running | None = None
-        self._starting: asyncio.Future[None] | None = None
+        self._running: dict[asyncio.AbstractEventLoop, _Running] = {}
+        self._starting: dict[asyncio.AbstractEventLoop, asyncio.Future[None]] = {}
 
     @property
     def here(self) -> Assembly | None:
         """The engine of the running loop, if it has started."""
-        running = self._running
-        return (
-            running.assembly if running is not None and running.loop is asyncio.get_running_loop() else None
-        )
+        running = self._running.get(asyncio.get_running_loop())
+        return running.assembly if running is not None else None
 
     async def assembly(self) -> Assembly:
         """The same, started if need be. Raises ConfigError."""
         loop = asyncio.get_running_loop()
         while (made := self.here) is None:
-            starting = self._starting
-            if starting is None or starting.get_loop() is not loop:
-                self._starting = asyncio.ensure_future(self._start())
-                starting = self._starting
+            starting = self._starting.get(loop)
+            if starting is None:
+                starting = self._starting[loop] = asyncio.ensure_future(self._start(loop))
             try:
                 await asyncio.shield(starting)
             finally:
-                if starting.done() and self._starting is starting:
-                    self._starting = None
+                if starting.done():
+                    self._starting.pop(loop, None)
         return made
 
-    async def _start(self) -> None:
+    async def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        for other in [other for other in self._running if other.is_closed()]:
+            del self._running[other]
         writer = open_log()
         try:
             running = _Running(self._settings, writer, self._backend)
@@ -166,14 +154,15 @@ class Runtime:
         except BaseException:
             writer.close()
             raise
-        self._running = running
+        self._running[loop] = running
 
     async def stop(self) -> None:
         """Drain the engine of the running loop."""
-        running = self._running
-        if running is not None and self.here is not None:
+        loop = asyncio.get_running_loop()
+        running = self._running.get(loop)
+        if running is not None:
             await running.end()  # who comes meanwhile is told that it drains
-            self._running = None
+            self._running.pop(loop, None)
 
     async def lifespan(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an app's lifespan on; the engine starts before the app and drains before it stops, while what

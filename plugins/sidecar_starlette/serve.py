@@ -3,8 +3,6 @@
 import asyncio
 import time
 
-from sidecar.core.types import Fault
-from sidecar.serving.errors import own_error
 from sidecar.serving.front import Front
 from sidecar.serving.visit import Visit
 from sidecar_starlette.arriving import Arriving
@@ -15,12 +13,14 @@ _FIRST_LOOK = 0.05
 """Seconds after which it is watched whether a client is still there: most requests have been answered then,
 and need no task for that."""
 _LOOK = 1.0
+_LEFT = 499
+"""What nginx calls it when a client closes the connection; nobody sees it but an access log."""
 
 
 class _Watch:
     """Ends the serving of a request whose client has left, or takes nothing any more."""
 
-    __slots__ = ("_arriving", "_begun", "_gone", "_reply", "_task", "_timeout", "_timer", "fired")
+    __slots__ = ("_arriving", "_begun", "_gone", "_reply", "_stopped", "_task", "_timeout", "_timer", "fired")
 
     def __init__(self, arriving: Arriving, reply: Reply, timeout: float) -> None:
         task = asyncio.current_task()
@@ -33,6 +33,8 @@ class _Watch:
         self._gone: asyncio.Task[None] | None = None
         self._timer = asyncio.get_running_loop().call_later(_FIRST_LOOK, self._look)
         self.fired = False
+        self._stopped = False
+        arriving.on_gone = self._fire
 
     def _look(self) -> None:
         loop = asyncio.get_running_loop()
@@ -48,7 +50,7 @@ class _Watch:
         self._fire()
 
     def _fire(self) -> None:
-        if not self.fired and not self._reply.over:
+        if not self.fired and not self._stopped and not self._reply.over:
             self.fired = True
             self._task.cancel()
 
@@ -57,39 +59,59 @@ class _Watch:
         return self.fired and self._task.uncancel() <= self._begun
 
     async def stop(self) -> None:
+        self._stopped = True
         self._timer.cancel()
+        self._arriving.on_gone = None  # no cycle is left behind
         gone, self._gone = self._gone, None
         if gone is not None:
             gone.cancel()
             await asyncio.wait({gone})
 
 
-async def serve(front: Front, scope: Scope, receive: Receive, send: Send, timeout: float) -> None:  # noqa: ASYNC109
+async def serve(
+    front: Front,
+    scope: Scope,
+    receive: Receive,
+    send: Send,
+    timeout: float,  # noqa: ASYNC109
+    *,
+    spelt: bool = True,
+) -> None:
     """Serve one request to its end, and see the app's work on it to its own, which may be later.
 
     `timeout`: seconds that a client may take for the next part of its body, or to take what it is sent.
-    Raises what the app raised.
+    `spelt`: see `Arriving`. Raises what the app raised.
     """
-    raw = Arriving(scope, receive, timeout)
-    reply = Reply(send, bodiless=scope["method"] == "HEAD")
+    raw = Arriving(scope, receive, timeout, spelt=spelt)
+    closes = str(scope.get("http_version", "1.1")).startswith("1")
+    reply = Reply(send, bodiless=scope["method"] == "HEAD", closes=closes)
     watch = _Watch(raw, reply, timeout)
-    left = False
     try:
         await front.handle(Visit(scope["method"], reply, raw.root), raw)
     except asyncio.CancelledError:
-        left = watch.caused()
-        if not left:
+        if not watch.caused():
+            raw.leave_alone()
             raise
+        if not reply.started:
+            await _answer_nobody(send)
     finally:
         await watch.stop()
-    run = raw.run
-    if run is not None:
-        await run.over()
-        if run.error is not None:
-            raise run.error
-    if not reply.started and not left:
-        # It waited for another request's call, whose app failed: that request has its exception.
-        own_error(
-            reply, None, Fault("app_failed", "an identical request, whose answer it waited for, failed")
-        )
-        await reply.flush()
+    try:
+        error = await raw.until_returned()
+    except asyncio.CancelledError:
+        raw.leave_alone()
+        raise
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # its traceback would hold this frame
+
+
+async def _answer_nobody(send: Send) -> None:
+    """The client has left. Some middleware takes it for a mistake of the app's when nothing is answered."""
+    try:
+        await send({"type": "http.response.start", "status": _LEFT, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+    except OSError:
+        pass  # as ASGI 2.4 has it for a client that is gone

@@ -1,5 +1,7 @@
 """The proxy as an ASGI app, to mount: `app.mount("/llm", Sidecar(upstream="https://api.openai.com"))`."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from sidecar_starlette.asgi import Receive, Scope, Send
@@ -22,6 +24,16 @@ class Sidecar:
         given = settings(config, cache=cache, data_dir=data_dir, upstream=upstream)
         self._timeout = given.config.timeouts.client
         self.runtime = Runtime(given)
+
+    @asynccontextmanager
+    async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
+        """For the app that it is mounted in, `Starlette(lifespan=sidecar.lifespan)`: starts with that, and
+        drains before it stops."""
+        await self.runtime.assembly()
+        try:
+            yield
+        finally:
+            await self.runtime.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI 3 has it."""

@@ -64,6 +64,11 @@ class Hub:
         if live.ask.identity:
             self._by_identity.setdefault(live.ask.identity, []).append(live)
 
+    def set_apart(self, live: Live) -> None:
+        """It is for the request that began it, and for no other that may look the same."""
+        live.apart = True
+        self._unlist(live)
+
     async def until_over(self, live: Live) -> None:
         """Wait until the call has ended; at once if it is not running."""
         if live in self._live:
@@ -182,6 +187,14 @@ class Hub:
             self.forget(live)  # half an answer is of no use to anybody
         live.cancel(end)
 
+    def _unlist(self, live: Live) -> None:
+        """Nobody finds it any more by what it was asked."""
+        for found, key in ((self._by_key, live.ask.key), (self._by_identity, live.ask.identity)):
+            if key and live in found.get(key, ()):
+                found[key].remove(live)
+                if not found[key]:
+                    del found[key]
+
     def _found(self, live: Live) -> None:
         """It no longer waits for somebody to come back."""
         self.left.discard(live)
@@ -200,11 +213,7 @@ class Hub:
             return
         self._live.discard(live)
         live.abort = None  # it holds the task, whose traceback would hold this call
-        for found, key in ((self._by_key, live.ask.key), (self._by_identity, live.ask.identity)):
-            if key and live in found.get(key, ()):
-                found[key].remove(live)
-                if not found[key]:
-                    del found[key]
+        self._unlist(live)
         self._found(live)
         if live.name is not None:
             self._shelf.end(live.name, live)

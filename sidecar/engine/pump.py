@@ -76,6 +76,7 @@ class Live:
         "_source",
         "abort",
         "answer",
+        "apart",
         "arrived",
         "ask",
         "charged",
@@ -126,6 +127,8 @@ class Live:
         """The body ended cleanly, not only after what looked like its end."""
         self.fleeting = False
         """Made for one client: nobody is told how to come back to it who cannot use event ids."""
+        self.apart = False
+        """It depends on what does not count for what is the same request: it is nobody else's."""
         self.held = False
         """A job needs it, whoever reads it or does not."""
         self.early = 0.0

@@ -53,6 +53,8 @@ class Asked(msgspec.Struct):
     """The request as it came; None for a job of which only what is on disk is left."""
     job: str | None = None
     """The id of that job."""
+    detached: bool = False
+    """The call is nobody's who waits for it."""
 
     def start(self, live: Live) -> None:
         """Begin to make the answer of which `live` is the record. Raises RefusedError."""
@@ -111,6 +113,10 @@ class Asks:
     def queued(self, asked: Asked, job: str) -> None:
         """It is going to be started later, as the job of that id."""
         self._backend.queued(asked, job)
+
+    def unqueued(self, job: str) -> None:
+        """It is not."""
+        self._backend.unqueued(job)
 
     def asked(
         self,

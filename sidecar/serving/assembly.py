@@ -203,6 +203,7 @@ class Assembly:
             self._log.info("cache_recovered")
 
     def _job_ended(self, record: JobRecord) -> None:
+        self.backend.unqueued(record.id)
         details, error = record.details, record.error
         self._log.info(
             "job",

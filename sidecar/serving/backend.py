@@ -60,6 +60,9 @@ class Backend(Protocol):
     def queued(self, asked: "Asked", job: str) -> None:
         """It is going to be started later, as the job of that id, from what is on disk of it."""
 
+    def unqueued(self, job: str) -> None:
+        """The job of that id has ended, or was not taken."""
+
 
 class Upstreams:
     """The upstreams that are configured."""
@@ -108,3 +111,6 @@ class Upstreams:
 
     def queued(self, asked: "Asked", job: str) -> None:
         """All that it takes is on disk."""
+
+    def unqueued(self, job: str) -> None:
+        """Nothing was kept for it."""

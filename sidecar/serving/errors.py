@@ -17,7 +17,7 @@ def own_error(reply: Reply, dialect: Dialect | None, fault: Fault) -> int:
 
 def error_parts(fault: Fault, dialect: Dialect | None = None) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     """Body and fields of an error of the sidecar's own."""
-    if dialect is not None:
+    if dialect is not None and dialect.provider:
         body, kind = dialect.error_body(fault, status_of(fault)), b"application/json"
     else:
         body, kind = problem(fault), b"application/problem+json"

@@ -58,7 +58,14 @@ def read_secret(folder: Path, log: FilteringBoundLogger, *, named: bool) -> byte
         raise ConfigError(str(error)) from None
 
 
-def open_stores(config: Config, folder: Path, log: FilteringBoundLogger, *, jobs: bool = True) -> Stores:
+def open_stores(
+    config: Config,
+    folder: Path,
+    log: FilteringBoundLogger,
+    *,
+    jobs: bool = True,
+    models: Path | None = None,
+) -> Stores:
     """What a process keeps things in. Without `jobs` it leaves those alone that are on disk. Raises
     ConfigError."""
     store = _open_jobs(folder, log) if jobs else None
@@ -75,7 +82,7 @@ def open_stores(config: Config, folder: Path, log: FilteringBoundLogger, *, jobs
         answers=opener if there else None,
         note=partial(counts.add, folder / counts.NAME) if there else None,
         webhook_key=key,
-        semantic=_semantic_parts(config, folder, log),
+        semantic=_semantic_parts(config, folder, models or folder, log),
     )
 
 
@@ -96,18 +103,18 @@ def _open_jobs(folder: Path, log: FilteringBoundLogger) -> JobStore | None:
     return store
 
 
-def _semantic_parts(config: Config, folder: Path, log: FilteringBoundLogger) -> Parts | None:
+def _semantic_parts(config: Config, folder: Path, models: Path, log: FilteringBoundLogger) -> Parts | None:
     """What answers to the same question in other words are found with; None where that is not asked for."""
     if config.cache.mode not in ("semantic", "shadow"):
         return None
     semantic = config.semantic
 
     async def prepare() -> bool:
-        log.info("model_missing", effect="identical requests only, until it is there", folder=str(folder))
-        return await background.pull(folder, semantic, lambda line: log.info("model", said=line))
+        log.info("model_missing", effect="identical requests only, until it is there", folder=str(models))
+        return await background.pull(models, semantic, lambda line: log.info("model", said=line))
 
     return Parts(
-        lambda: embed.load(semantic, folder),
-        None if embed.ready(semantic, folder) else prepare,
+        lambda: embed.load(semantic, models),
+        None if embed.ready(semantic, models) else prepare,
         folder / records.NAME,
     )

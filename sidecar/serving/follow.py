@@ -69,7 +69,7 @@ class Follow:
         """Serve a recording from event `number` on, to its end. `plain`: just the upstream's response.
         `fields`: further ones for the head; see `View` for `spared`.
 
-        Raises RefusedError, SparedError, ClientGoneError.
+        Raises RefusedError, SparedError, ApartError, ClientGoneError.
         """
         trace, reply, asking = visit.trace, visit.reply, request.fields
         asked = intake.patience(asking.get(b"slipstream-disconnect"))
@@ -101,6 +101,7 @@ class Follow:
                 told=told,
                 named=None if plain or (live.fleeting and not ids) else lambda live: self._name(live, caller),
                 fields=fields,
+                back=resumed,
                 spared=spared,
             )
             await Render(reply, trace, live, reader, visit.dialect, view).run()

@@ -64,7 +64,10 @@ class Front:
                 await self._serve(visit, raw)
             except RefusedError as error:
                 visit.reply.keep_alive = visit.reply.keep_alive and not error.close
-                self.refuse(visit, error.fault)
+                if raw.raised and not visit.reply.started:
+                    self._left_to_the_server(visit, error.fault)
+                else:
+                    self.refuse(visit, error.fault)
             await visit.reply.flush()
         except (ClientGoneError, ConnectionError):
             visit.trace.outcome = Outcome.CANCELLED
@@ -127,14 +130,15 @@ class Front:
         try:
             if reply.started:
                 reply.cut()
-            elif fault.kind == "app_failed":
-                # What it raised goes to its server, which answers.
-                trace.status, trace.outcome = status_of(fault), Outcome.UPSTREAM_ERROR
             else:
                 trace.status = own_error(reply, visit.dialect, fault)
                 trace.head_at = time.perf_counter()
         except ClientGoneError:
             trace.outcome = Outcome.CANCELLED
+
+    def _left_to_the_server(self, visit: Visit, fault: Fault) -> None:
+        trace = visit.trace
+        trace.error, trace.status, trace.outcome = fault.kind, status_of(fault), Outcome.UPSTREAM_ERROR
 
     def account(self, visit: Visit) -> None:
         """The latency line. The client has its last byte: now there is time to read a copy.

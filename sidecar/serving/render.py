@@ -38,6 +38,11 @@ class SparedError(Exception):
         self.status = status
 
 
+class ApartError(Exception):
+    """What was joined turned out to be for the request that began it, and for no other. Nothing has been
+    written."""
+
+
 class View(msgspec.Struct, frozen=True):
     """How one client sees an answer."""
 
@@ -55,6 +60,8 @@ class View(msgspec.Struct, frozen=True):
     """Gives the id under which the client can come back to a stream; None: it is not told any."""
     fields: Callable[[Head | None], Fields] = lambda _head: NO_FIELDS
     """Further fields for the head; it is given the upstream's, if that is known."""
+    back: bool = False
+    """Whether the client comes back to it: it is its own."""
     spared: bool = False
     """Whether there is something better than an upstream's failure; see `SparedError`."""
 
@@ -99,12 +106,15 @@ class Render:
                 reader.every(self._view.interval)
             self._keepalive(self._dialect.keepalive if self._dialect else None)
             await reply.drained()
-        self._trace.timings, self._trace.spans = live.timings, live.spans
+        self._trace.timings = live.timings
+        self._trace.spans = None if self._trace.joined else live.spans
         if head is None:
             self._failed_before_head(recording.end)
         elif reply.started and not live.answer.framed:
             await self._report_head(head)
         else:
+            if self._trace.joined and live.apart and not reply.started and not self._view.back:
+                raise ApartError
             if self._view.spared and head.status >= 500 and not reply.started:
                 raise SparedError(head.status)
             self._number_events()

@@ -27,6 +27,10 @@ class Arriving(Protocol):
     root: str
     """The path under which all of this is mounted; empty, or with a slash in front and none behind."""
 
+    @property
+    def raised(self) -> bool:
+        """Whether its server is going to hear of an exception, and answers by itself."""
+
     def head(self) -> Request:
         """Its head. Target and path are what is below `root`."""
 

@@ -74,7 +74,11 @@ class Submit:
             else:
                 record = _record(visit, asked, name, hook)
                 self._asks.queued(asked, name)
-                job = await self._jobs.submit(record, _order(asked), work(asked), ask)
+                try:
+                    job = await self._jobs.submit(record, _order(asked), work(asked), ask)
+                except RefusedError:
+                    self._asks.unqueued(name)
+                    raise
             del asked  # the body is on disk now
             visit.trace.stream_id, visit.trace.cache = name, "off"
             over = bool(wait) and await self._ended(job, wait)

@@ -22,7 +22,7 @@ from sidecar.engine.paraphrases import Match, Paraphrases
 from sidecar.engine.pump import RETAINED, Ask, Keep, Live
 from sidecar.serving.asks import Asked
 from sidecar.serving.follow import Follow
-from sidecar.serving.render import NO_FIELDS, Fields, SparedError
+from sidecar.serving.render import NO_FIELDS, ApartError, Fields, SparedError
 from sidecar.serving.visit import Hit, Visit
 
 _FORWARDED: dict[CacheResult, bytes] = {
@@ -97,6 +97,11 @@ class Turn:
             self._visit.trace.cache = "collapsed" if joined else self._cache
             try:
                 await self._read(live)
+            except ApartError:
+                # Its answer would have been another's: it gets a call of its own.
+                self._ask = ask = msgspec.structs.replace(ask, alone=True, idempotency=None)
+                looked = True
+                continue
             except SparedError as error:
                 await self._stale(live, error.status)
             except RefusedError:
@@ -216,7 +221,7 @@ class Turn:
         live = Live(Recording(limit=RETAINED), self._asked.answer(), ask, self._asked.labels)
         live.held = True
         paraphrases.checking(live, match)
-        self._asked.start(live)
+        msgspec.structs.replace(self._asked, detached=True).start(live)
 
     async def _hit(self, entry: Entry, keep: Keep) -> None:
         trace = self._visit.trace

@@ -71,7 +71,7 @@ class Visit:
         if live is not None:
             if trace.cache_kind != "stale":
                 trace.timings = live.timings
-            trace.spans = live.spans
+            trace.spans = None if trace.joined else live.spans
             trace.stored = None if trace.joined else live.stored
             live.learn()
             if live.answer.facts.error and trace.status == 200 and trace.outcome is Outcome.COMPLETE:

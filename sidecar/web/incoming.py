@@ -24,6 +24,7 @@ class Incoming:
     """One request of one client connection; see `serving.shell.Arriving`."""
 
     root = ""
+    raised = False
     __slots__ = (
         "_chunked",
         "_task",

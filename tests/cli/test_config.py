@@ -495,3 +495,31 @@ def test_the_file_that_config_show_prints_is_the_same_configuration(cli, tmp_pat
     again = tmp_path / "again.toml"
     again.write_text(out)
     assert load(environment={}, file=again).config == load(environment={}, file=file).config
+
+
+GIVEN = {
+    "cache": {"mode": "off"},
+    "keepalive": {"interval": "2s"},
+    "upstreams": [{"name": "a", "url": "http://a.test", "paths": ["/"]}],
+}
+
+
+def test_what_would_be_in_a_file_can_be_given_as_it_is():
+    loaded = load({"cache.ttl": None}, {"SLIPSTREAM_KEEPALIVE__INTERVAL": "3"}, GIVEN)
+    assert (loaded.config.cache.mode, float(loaded.config.keepalive.interval)) == ("off", 3.0)
+    assert [upstream.name for upstream in loaded.config.upstreams] == ["a"]
+    assert loaded.origins["cache.mode"] == loaded.origins["upstreams"] == "the given mapping"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"cach": {}}, r"\[cach\]: unknown table"),
+        ({"cache": {"mod": "off"}}, "cache.mod: unknown key"),
+        ({"cache": 1}, "cache: expected a table"),
+        ({"cache": {"mode": "none"}}, "from the given mapping"),
+    ],
+)
+def test_a_mapping_that_is_no_configuration(given, said):
+    with pytest.raises(ConfigError, match=said):
+        load({}, {}, given)

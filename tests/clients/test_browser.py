@@ -9,7 +9,7 @@ import pytest
 from .cutter import Cut, Plan
 from .rig import AGENT, ANTHROPIC, CHAT, EVENTS, FEED, OLLAMA, PATIENT, RESPONSES, RETRY, WAYS, Form, Setting
 
-pytestmark = pytest.mark.usefixtures("chromium")
+pytestmark = [pytest.mark.usefixtures("chromium"), pytest.mark.both_shells, pytest.mark.asgi_every(4)]
 
 PAGE = "browser"
 FETCH = {

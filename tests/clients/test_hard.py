@@ -29,6 +29,8 @@ from .rig import (
     begin,
 )
 
+pytestmark = pytest.mark.both_shells
+
 StartSetting = Callable[..., Awaitable[Setting]]
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'

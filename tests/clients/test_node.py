@@ -27,6 +27,8 @@ from .rig import (
     told,
 )
 
+pytestmark = pytest.mark.both_shells
+
 FETCH_EVENT_SOURCE = "fetch-event-source"
 EVENTSOURCE = "eventsource"
 EVENTSOURCE_CLIENT = "eventsource-client"

@@ -18,6 +18,8 @@ from sidecar.scripted import Script, ScriptedProvider
 from .cutter import Cutter
 from .rig import ANTHROPIC, CHAT, HANG, RESPONSES, Answer, Form
 
+pytestmark = pytest.mark.both_shells
+
 QUESTION: Any = [{"role": "user", "content": "What is the weather?"}]
 EVENTS = {"Accept": "text/event-stream"}
 SCRIPT = {"tokens": 5, "reasoning": 2}

@@ -35,7 +35,7 @@ def test_it_is_known_by_its_name_and_never_by_a_path():
     assert recognise("POST", "/chat") is None
 
 
-@pytest.mark.parametrize("name", [b"status", b"meta", b"done", b"ping"])
+@pytest.mark.parametrize("name", [b"status", b"meta", b"done", b"ping", b"citation"])
 def test_events_without_content_end_nobody_s_waiting(name):
     answer = read(event(name) + event(b"token", b'{"text":"a"}'))
     assert (answer.events, answer.deltas, answer.first_kind) == (2, 1, "event")

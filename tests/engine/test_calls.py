@@ -32,6 +32,7 @@ class Client:
     """A connection with one request on it, as `web.incoming.Incoming` shows it, and what came back."""
 
     root = ""
+    raised = False
     head, body = Incoming.head, Incoming.body
 
     def __init__(self, *fields: tuple[bytes, bytes]) -> None:

@@ -37,6 +37,8 @@ from tests.faults.comeback import IDS, back, bare, numbers
 from tests.faults.comeback import STREAMS as STREAM_URL
 from tests.faults.wire import CHAT, GUARD, Answer, chunk, head, request
 
+pytestmark = pytest.mark.both_shells
+
 SCRIPTS = {
     "text": Script(),
     "reasoning": Script(reasoning=4),
@@ -50,6 +52,7 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("kind", SCRIPTS)
 @pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.asgi_every(3)
 async def test_a_miss_is_stored_and_a_hit_has_its_bytes(rig, tmp_path, form, kind):
     """38: text, reasoning, tool calls, usage, in any framing -> the bytes of the first answer, from memory, from
     the disk and from the fast way."""
@@ -117,6 +120,7 @@ async def test_lines_of_a_miss_and_a_hit(rig, tmp_path, form):
 
 
 @pytest.mark.parametrize("form", [PLAIN, STREAMED, FORM["gemini-array"]], ids=str)
+@pytest.mark.proxy_only("uvicorn writes head and body apart")
 async def test_a_hit_is_one_write(rig, form):
     """A hit: head and body together, the end of the body, too."""
     await rig.start(cache__ttl=3600)

@@ -31,6 +31,8 @@ from tests.faults.comeback import IDS, back, numbers
 from tests.faults.conftest import eventually
 from tests.faults.wire import chunk, head, request
 
+pytestmark = pytest.mark.both_shells
+
 FIELD = b"Cache-Control"
 
 

@@ -39,6 +39,8 @@ from tests.faults.conftest import eventually
 from tests.faults.test_shared import crowd
 from tests.faults.wire import request
 
+pytestmark = pytest.mark.both_shells
+
 
 def cache_of(rig):
     return rig.sidecar.service.assembly.cache

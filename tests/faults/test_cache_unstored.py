@@ -36,6 +36,8 @@ from tests.faults.cache import (
 )
 from tests.faults.wire import CHAT, GEMINI_ARRAY, LAST, chunk, head, request
 
+pytestmark = pytest.mark.both_shells
+
 DONE = b"data: [DONE]\n\n"
 ARRAY = FORM["gemini-array"]
 CANDIDATE = '{"candidates":[{"content":{"parts":[{"text":"a"}]}%s}]}'

@@ -50,6 +50,7 @@ async def works(rig, client=None):
 @pytest.mark.parametrize(
     "sent", [b"", b"POST /v1/chat/compl", PLAIN[:60], PLAIN[:-5]], ids=["nothing", "line", "head", "body"]
 )
+@pytest.mark.both_shells
 async def test_client_that_leaves_before_its_request_is_whole_costs_no_upstream_call(rig, how, sent):
     """23: gone before or inside its request -> the upstream never hears of it."""
     client = await rig.connect()
@@ -63,6 +64,8 @@ async def test_client_that_leaves_before_its_request_is_whole_costs_no_upstream_
 @LEAVE
 @pytest.mark.parametrize("stage", ["before-head", "before-first-event", "mid-stream", "mid-event"])
 @pytest.mark.parametrize("form", FORMATS, ids=str)
+@pytest.mark.both_shells
+@pytest.mark.asgi_every(3)
 async def test_client_that_leaves_a_stream_ends_the_upstream_call(rig, form, stage, how):
     """23: gone in any phase of a stream -> the upstream connection is closed within a second; cancelled, once."""
     rig.script(form.target)
@@ -88,6 +91,7 @@ async def test_client_that_leaves_a_stream_ends_the_upstream_call(rig, form, sta
 @LEAVE
 @pytest.mark.parametrize("stage", ["before-head", "before-body", "mid-body"])
 @pytest.mark.parametrize("sent", [PLAIN, request("GET", CHAT.target)], ids=["model", "download"])
+@pytest.mark.both_shells
 async def test_client_that_leaves_a_plain_request_ends_the_upstream_call(rig, sent, stage, how):
     """23: the same for answers that are no streams."""
     rig.script(CHAT.target)
@@ -108,6 +112,7 @@ async def test_client_that_leaves_a_plain_request_ends_the_upstream_call(rig, se
 
 @LEAVE
 @pytest.mark.parametrize("framing", [b"Content-Length: 1000", b"Transfer-Encoding: chunked"])
+@pytest.mark.both_shells
 async def test_client_that_leaves_its_upload_ends_the_upstream_call(rig, framing, how):
     """23: half an upload that streams past -> the upstream sees it break off, never a whole request."""
     rig.script("/v1/files", early=True)
@@ -122,6 +127,7 @@ async def test_client_that_leaves_its_upload_ends_the_upstream_call(rig, framing
 
 
 @LEAVE
+@pytest.mark.both_shells
 async def test_client_that_leaves_while_the_upstream_is_being_connected_to(rig, how):
     """23: gone during the connect -> the attempt ends too."""
     with socket.socket() as full:
@@ -211,6 +217,7 @@ async def deaf(rig, sent):
 
 
 @pytest.mark.parametrize("form", [CHAT, OTHER], ids=str)
+@pytest.mark.both_shells
 async def test_client_that_stops_reading_pauses_the_upstream_and_gets_everything_when_it_reads_on(rig, form):
     """25: nobody reads -> the upstream is paused after a bounded number of bytes; reading on gives every byte."""
     await rig.start()
@@ -236,6 +243,7 @@ async def test_client_that_stops_reading_pauses_the_upstream_and_gets_everything
 
 
 @pytest.mark.parametrize("form", [CHAT, OTHER], ids=str)
+@pytest.mark.both_shells
 async def test_client_that_never_reads_again_is_dropped_and_slows_nobody(rig, form):
     """25: not reading until the write timeout -> dropped, upstream closed, memory given back; another reader of
     the same sidecar is served meanwhile."""
@@ -313,6 +321,7 @@ async def test_dripping_headers_are_408(rig, first):
 @pytest.mark.parametrize(
     "sent", [PLAIN[:-5], CHAT.sent[: CHAT.sent.index(b"\r\n\r\n") + 4]], ids=["half", "none"]
 )
+@pytest.mark.both_shells
 async def test_body_that_stops_is_408_and_the_upstream_saw_nothing(rig, sent):
     """26: a model request whose body does not come -> 408 in the SDK's shape, no upstream call, closed."""
     await rig.start(timeouts__client=0.1)
@@ -327,6 +336,7 @@ async def test_body_that_stops_is_408_and_the_upstream_saw_nothing(rig, sent):
     assert (await rig.line())["outcome"] == "refused"
 
 
+@pytest.mark.both_shells
 async def test_upload_that_stops_is_408_and_the_upstream_sees_it_break_off(rig):
     """26: an upload that streams past and stops -> 408, upstream closed."""
     await rig.start(timeouts__client=0.1)
@@ -384,6 +394,7 @@ async def test_target_over_the_limit_is_refused(rig):
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.both_shells
 async def test_body_over_what_is_kept_streams_past_unchanged(rig, framing):
     """26: a model request larger than what is kept for parsing -> not refused, forwarded byte for byte."""
     await rig.start(limits__body=1000)
@@ -404,6 +415,7 @@ async def test_body_over_what_is_kept_streams_past_unchanged(rig, framing):
     assert rig.provider.requests[0].body == body
 
 
+@pytest.mark.both_shells
 async def test_upload_of_64_mb_goes_through_in_little_memory(rig):
     """26: a body of any size on any other path -> counted and hashed alike, memory grows under 20 MB."""
     client = await rig.connect()
@@ -427,6 +439,7 @@ async def test_upload_of_64_mb_goes_through_in_little_memory(rig):
         tracemalloc.stop()
 
 
+@pytest.mark.both_shells
 async def test_more_requests_than_the_limit_are_503_and_it_recovers(rig):
     """26: over `limits.requests` -> 503 with Retry-After; afterwards it serves again, on the same connection."""
     await rig.start(limits__requests=1)
@@ -668,6 +681,7 @@ async def test_trailers_reach_no_request_pipelined_in_the_same_packet(rig, secon
         assert received.header("authorization") is None, "the trailer became a header of the next request"
 
 
+@pytest.mark.both_shells
 async def test_connection_header_of_a_request_takes_away_its_own_fields_only(rig):
     """27: `Connection:` nominates content-length, host, authorization and a field of its own -> only the last goes;
     the request arrives with its framing, its credential and its own upstream's name."""
@@ -768,6 +782,7 @@ async def test_target_for_another_host_is_refused_or_goes_to_the_configured_upst
 @pytest.mark.parametrize(
     "host", [b"127.0.0.1:%d", b"a, 127.0.0.1:%d", b"x@127.0.0.1:%d", b"127.0.0.1:%d#", b"", b"\xff"]
 )
+@pytest.mark.both_shells
 async def test_host_header_has_no_say_in_where_a_request_goes(rig, host):
     """28: whatever `Host` says -> 400, or the configured upstream with its own name."""
     async with ScriptedProvider() as elsewhere:
@@ -819,6 +834,7 @@ async def test_h2c_offer_is_ignored_and_both_sides_stay_in_step(rig):
 
 @pytest.mark.parametrize("target", [CHAT.target, "/upload"])
 @pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.both_shells
 async def test_expect_100_continue_is_answered_before_the_body_is_sent(rig, target, framing):
     """29: a client that waits for the 100 -> gets it, then its answer; the upstream is not asked to expect."""
     client = await rig.connect()
@@ -1018,6 +1034,7 @@ BODIES = {
 
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if form.body], ids=str)
+@pytest.mark.both_shells
 async def test_body_that_does_not_parse_is_forwarded_byte_for_byte(rig, form):
     """30: invalid, deep, NaN, duplicate keys, lone surrogates, BOM, no JSON at all -> the upstream gets these bytes
     and the client the upstream's answer, whatever it is; nothing is refused on the way."""

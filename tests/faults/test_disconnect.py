@@ -21,6 +21,8 @@ from tests.faults.wire import (
     request,
 )
 
+pytestmark = pytest.mark.both_shells
+
 WISH = b"Slipstream-Disconnect"
 LEAVE = pytest.mark.parametrize("how", ["fin", "rst"])
 PLAIN = b'{"model":"m","messages":[{"role":"user","content":"planted prompt"}]}'
@@ -166,6 +168,7 @@ async def test_grace_waits_for_somebody_who_comes_back(rig, tmp_path, phase, whe
 @LEAVE
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.asgi_every(4)
 async def test_grace_ends_when_nobody_comes(rig, tmp_path, phase, where, how):
     """24: nobody comes within N seconds -> closed then, not before; one line: cancelled."""
     fields = await configured(rig, tmp_path, where, "grace=200ms")

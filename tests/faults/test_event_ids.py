@@ -27,6 +27,8 @@ from tests.faults.comeback import (
 )
 from tests.faults.wire import ANTHROPIC, CHAT, FORMATS, LAST, OTHER, RESPONSES, chunk, head, request
 
+pytestmark = pytest.mark.both_shells
+
 FIRST_RETRY = b"retry: 3000\n\n"
 
 
@@ -332,6 +334,7 @@ async def test_upstreams_content_length_is_not_told_to_a_client_that_gets_more(r
 
 @pytest.mark.parametrize("ends", LINE_ENDS)
 @pytest.mark.parametrize("form", [CHAT, RESPONSES, ANTHROPIC, OTHER], ids=str)
+@pytest.mark.asgi_every(3)
 async def test_keepalives_stand_between_events_with_ids_never_inside_one(rig, form, ends):
     """Silence at a boundary -> keepalives; inside an event, or between CR and LF -> none, however long it takes."""
     await rig.start(keepalive__interval=0.02)

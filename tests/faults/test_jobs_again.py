@@ -22,6 +22,8 @@ from tests.faults.jobs import (
 )
 from tests.faults.wire import CHAT, LAST, chunk, head, request
 
+pytestmark = pytest.mark.both_shells
+
 NAMED = (b"Idempotency-Key", b"operation-1")
 RETRY = (b"x-stainless-retry-count", b"1")
 WHOLE = head(CHAT.kind) + chunk(CHAT.whole) + LAST

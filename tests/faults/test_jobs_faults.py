@@ -42,6 +42,8 @@ from tests.faults.wire import (
 )
 from tests.stores.rig import files_with
 
+pytestmark = pytest.mark.both_shells
+
 LEAVE = pytest.mark.parametrize("how", ["fin", "rst"])
 
 

@@ -30,6 +30,8 @@ from tests.faults.test_process import serving
 from tests.faults.wire import CHAT, Client
 from tests.stores.rig import files_with
 
+pytestmark = pytest.mark.both_shells
+
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 OOPS = b"HTTP/1.1 500 Oops\r\nContent-Length: 0\r\n\r\n"
 KEY = b"w" * 32
@@ -298,6 +300,7 @@ async def test_receiver_that_is_not_allowed_any_more_is_not_told(rig, start):
     assert rig.uncalled()
 
 
+@pytest.mark.proxy_only("it is about the command line")
 async def test_webhook_key_of_the_real_process(rig, tmp_path):
     """What is signed can be checked with the key in the data folder, by a library that receivers use; a receiver is told
     of a job that a kill interrupted, and told again what a kill kept it from acknowledging."""

@@ -32,6 +32,8 @@ from tests.faults.comeback import (
 )
 from tests.faults.wire import ANTHROPIC, CHAT, FORMATS, GEMINI_ARRAY, OTHER, RESPONSES, chunk, head, request
 
+pytestmark = pytest.mark.both_shells
+
 BOTH = pytest.mark.parametrize("way", WAYS)
 LEAVE = pytest.mark.parametrize("how", ["fin", "rst"])
 
@@ -67,6 +69,7 @@ async def test_client_cut_after_any_event_comes_back_for_what_followed(rig, form
 
 @BOTH
 @pytest.mark.parametrize("ends", ["lf", "crlf", "cr", "mixed"])
+@pytest.mark.asgi_every(8)
 async def test_client_cut_after_any_byte_misses_no_event_and_gets_none_twice(rig, ends, way):
     """31: cut inside events, inside CJK, emoji, CRLF and blank lines -> what it was given before and after is the answer."""
     body = with_line_ends(ends)

@@ -40,6 +40,8 @@ from tests.faults.wire import (
     request,
 )
 
+pytestmark = pytest.mark.both_shells
+
 BOTH = pytest.mark.parametrize("way", WAYS)
 BREAK = pytest.mark.parametrize("fault", ["reset", "close"])
 
@@ -159,6 +161,7 @@ async def test_stream_without_its_marker_is_never_whole_for_who_counts(rig, form
     assert [(await rig.line(number))["outcome"] for number in range(3)] == ["truncated"] * 3
 
 
+@pytest.mark.proxy_only("uvicorn answers HTTP/1.0 in chunks")
 async def test_broken_stream_ends_in_a_reset_for_a_client_of_http_1_0(rig):
     """11: where the connection's end is the body's -> only a reset can tell."""
     stream = await begin(rig, CHAT, IDS)
@@ -333,6 +336,7 @@ async def test_call_that_a_slow_client_held_up_goes_on_when_it_is_cut(rig):
 
 
 @pytest.mark.parametrize("fields", [[IDS], []], ids=["ids", "plain"])
+@pytest.mark.proxy_only("looks into the server's own buffers")
 async def test_who_comes_back_and_does_not_read_is_sent_no_more_than_a_part(rig, fields):
     """25: megabytes are there at once -> they wait in the recording, which all share, not once for each reader."""
     stream = await begin(rig, CHAT)
@@ -357,6 +361,7 @@ async def test_who_comes_back_and_does_not_read_is_sent_no_more_than_a_part(rig,
             sock.close()
 
 
+@pytest.mark.proxy_only("looks into the server's own buffers")
 async def test_requests_of_who_does_not_read_wait_for_one_another(rig):
     """25: many returns in the pipe, none of them read -> the next begins when the one before has been taken."""
     stream = await begin(rig, CHAT)

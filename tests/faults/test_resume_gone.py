@@ -22,6 +22,8 @@ from tests.faults.comeback import (
 )
 from tests.faults.wire import CHAT, OTHER, chunk
 
+pytestmark = pytest.mark.both_shells
+
 OTHER_KEY = (b"Authorization", b"Bearer sk-somebody-else")
 
 

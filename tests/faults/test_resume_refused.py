@@ -31,6 +31,8 @@ from tests.faults.wire import (
     OTHER,
 )
 
+pytestmark = pytest.mark.both_shells
+
 BOTH = pytest.mark.parametrize("way", WAYS)
 OTHER_KEY = (b"Authorization", b"Bearer sk-somebody-else")
 NEVER = "s" + "A" * 32
@@ -269,6 +271,7 @@ async def test_refused_return_leaves_the_connection_in_step(rig):
 
 @pytest.mark.parametrize("value", [b"a\rb", b"a\0b", b"a\r\n b", b"\0", b"a\r"], ids=repr)
 @BOTH
+@pytest.mark.proxy_only("what is no HTTP is for the server to refuse")
 async def test_last_event_id_with_a_line_end_or_nul_is_400(rig, value, way):
     """35: CR, a folded line, NUL -> 400, closed, no call."""
     rig.script(CHAT.target)
@@ -283,6 +286,7 @@ async def test_last_event_id_with_a_line_end_or_nul_is_400(rig, value, way):
 
 
 @BOTH
+@pytest.mark.proxy_only("what is no HTTP is for the server to refuse")
 async def test_last_event_id_of_10_mb_is_400(rig, way):
     """35: 10 MB -> 400, no call, no memory."""
     client = await rig.connect()

@@ -20,6 +20,8 @@ from tests.faults.comeback import (
 from tests.faults.conftest import eventually
 from tests.faults.wire import CHAT, FORMATS, FRAMED, GEMINI_ARRAY, LAST, OLLAMA, OTHER, chunk, head, request
 
+pytestmark = pytest.mark.both_shells
+
 
 @pytest.mark.parametrize("at", ["boundary", "inside", "nothing"])
 @pytest.mark.parametrize("form", [*FORMATS, AGENT], ids=str)

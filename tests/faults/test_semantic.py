@@ -31,6 +31,8 @@ from tests.faults.semantic import (
     unmatched,
 )
 
+pytestmark = pytest.mark.both_shells
+
 TALKING = [form for form in FORMS if "embed" not in form.name]
 FIRST, SECOND = asking(PLAIN, ASKED), asking(PLAIN, AGAIN)
 

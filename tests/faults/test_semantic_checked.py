@@ -10,6 +10,8 @@ from tests.faults.conftest import eventually
 from tests.faults.semantic import AGAIN, ASKED, OTHER, asking, held, known, likeness, on_model, unmatched
 from tests.faults.wire import GUARD, request
 
+pytestmark = pytest.mark.both_shells
+
 FIRST, SECOND, THIRD = (asking(PLAIN, text) for text in (ASKED, AGAIN, OTHER))
 SAYS = "Open your settings, choose Account, and type the new address."
 SAYS_SO_TOO = "Go to settings, pick Account and enter your new email address there."

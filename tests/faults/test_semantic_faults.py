@@ -44,6 +44,8 @@ from tests.faults.semantic import (
 )
 from tests.faults.wire import GUARD, request
 
+pytestmark = pytest.mark.both_shells
+
 FIRST, SECOND, THIRD = (asking(PLAIN, text) for text in (ASKED, AGAIN, OTHER))
 
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from tests.faults.wire import CHAT, FORMATS, FRAMED, GEMINI, LAST, OTHER, chunk, head
 
+pytestmark = pytest.mark.both_shells
+
 LINE_ENDS = {"lf": b"\n", "crlf": b"\r\n", "cr": b"\r"}
 BOM = b"\xef\xbb\xbf"
 

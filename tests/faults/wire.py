@@ -8,11 +8,13 @@ import asyncio
 import socket
 import struct
 from collections.abc import Iterable
+from http.client import responses
 from typing import Literal, NamedTuple
 
 from sidecar.scripted import Connection, Received
 
 GUARD = 10.0
+UVICORN = (b"server", b"uvicorn")
 RESET = struct.pack("ii", 1, 0)
 
 Fields = Iterable[tuple[bytes, bytes]]
@@ -66,6 +68,10 @@ class Answer:
         self.version, status, self.reason = start.split(b" ", 2)
         self.status = int(status)
         self.headers = [(name, value.strip()) for name, _, value in (line.partition(b":") for line in lines)]
+        self.asgi = self.headers[1:2] == [UVICORN]
+        """It comes by the ASGI app: uvicorn has put a date and its name in front, which are left out."""
+        if self.asgi:
+            del self.headers[:2]
         self.body = bytearray()
         self.end: Literal["whole", "cut", "reset"] | None = None
         self._reader = reader
@@ -87,6 +93,14 @@ class Answer:
 
     def all(self, name: str) -> list[bytes]:
         return [value for key, value in self.headers if key.lower() == name.encode()]
+
+    def spelt(self, fields: Fields) -> list[tuple[bytes, bytes]]:
+        """Fields as the server of this answer spells them: ASGI knows names in lower case only."""
+        return [(name.lower() if self.asgi else name, value) for name, value in fields]
+
+    def phrased(self, reason: bytes) -> bytes:
+        """What this answer has where the upstream gave that reason: ASGI knows the status only."""
+        return responses.get(self.status, "").encode() if self.asgi else reason
 
     async def more(self) -> bytes:
         """The next bytes of the body; b"" at its end."""

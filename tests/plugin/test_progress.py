@@ -26,6 +26,9 @@ class Told:
     async def event(self, frame):
         self.frames.append(frame)
 
+    def done(self):
+        self.frames.append(None)
+
 
 @pytest.fixture
 def told():
@@ -247,7 +250,8 @@ async def test_the_channel_of_a_middleware_is_left_alone(told):
     await client.answer(pieces())
     HERE.reset(token)
     assert found == [Here(spans, told)]
-    assert len(told.frames) == 1 and len(client.frames) == 2
+    assert len(told.frames) == 2 and len(client.frames) == 2
+    assert told.frames[-1] is None  # it was told that nothing follows
 
 
 async def test_the_spans_of_the_request_stay():

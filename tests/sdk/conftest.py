@@ -19,10 +19,17 @@ def provider() -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="session")
-def sidecar(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
-    running = Sidecar(provider.url, tmp_path_factory.mktemp("sidecar"))
+def shell(request: pytest.FixtureRequest) -> str:
+    """`proxy`, or `asgi` where a test is marked `both_shells`."""
+    found: str = getattr(request, "param", "proxy")
+    return found
+
+
+@pytest.fixture(scope="session")
+def sidecar(provider: Provider, tmp_path_factory: pytest.TempPathFactory, shell: str) -> Iterator[Sidecar]:
+    running = Sidecar(provider.url, tmp_path_factory.mktemp("sidecar"), shell=shell)
     yield running
-    assert running.stop() == 0
+    assert running.stop()
 
 
 @pytest.fixture(scope="session")
@@ -40,5 +47,7 @@ def chosen(request: pytest.FixtureRequest) -> dict[str, list[Any]]:
     for item in request.session.items:
         spec = getattr(item, "callspec", None)
         if spec is not None and "case" in spec.params:
-            cases.setdefault(item.path.stem, []).append(spec.params["case"])
+            found = cases.setdefault(item.path.stem, [])
+            if spec.params["case"] not in found:
+                found.append(spec.params["case"])
     return cases

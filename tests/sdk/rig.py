@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -77,20 +78,28 @@ class Provider:
 
 
 class Sidecar:
-    """The sidecar as users start it. Its log is read in a thread; `wait` looks at it."""
+    """The sidecar as users start it, or mounted in an app. Its log is read in a thread; `wait` looks at it."""
 
-    def __init__(self, upstream: str, data: Path, cache: str = "off", **variables: str) -> None:
-        command = f"serve --upstream {upstream} --host 127.0.0.1 --port 0 --admin-port 0 --cache {cache} --log-format json"
+    def __init__(
+        self, upstream: str, data: Path, cache: str = "off", *, shell: str = "proxy", **variables: str
+    ) -> None:
+        self._stopped = 0 if shell == "proxy" else -signal.SIGTERM  # which uvicorn passes on when it is done
+        where = f"--upstream {upstream} --host 127.0.0.1 --port 0 --admin-port 0"
+        command = {
+            "proxy": f"sidecar serve {where} --cache {cache} --log-format json",
+            "asgi": f"tests.sdk.served {upstream} {cache}",
+        }[shell]
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("SLIPSTREAM_")
         }
-        environment |= {"SLIPSTREAM_KEEPALIVE__INTERVAL": "0.02", "XDG_CACHE_HOME": str(data), **variables}
+        environment |= {"SLIPSTREAM_KEEPALIVE__INTERVAL": "0.02", "SLIPSTREAM_LOG__FORMAT": "json"}
+        environment |= {"XDG_CACHE_HOME": str(data), **variables}
         self.lines: list[dict[str, Any]] = []
         self.text: list[str] = []
         self._ended = False
         self._news = threading.Condition()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sidecar", *command.split()],
+            [sys.executable, "-m", *command.split()],
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             env=environment,
@@ -144,10 +153,11 @@ class Sidecar:
         """The latency line of the request for that model."""
         return self.wait(lambda: self.find(event="request", model=model))[0]
 
-    def stop(self) -> int:
+    def stop(self) -> bool:
+        """Returns whether it ended as it should."""
         self._process.terminate()
         try:
-            return self._process.wait(HANG)
+            return self._process.wait(HANG) == self._stopped
         finally:
             self._process.kill()
             self._thread.join()

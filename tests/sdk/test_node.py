@@ -9,6 +9,8 @@ import pytest
 from .cases import Case, check_keepalives, check_line, compare
 from .rig import NODE_CALLS, NODE_CASES, Provider, Sidecar, at_once, run_node
 
+pytestmark = pytest.mark.both_shells
+
 
 @pytest.fixture(scope="module")
 def results(

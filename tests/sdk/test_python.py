@@ -11,7 +11,10 @@ from .cases import Case, check_keepalives, check_line, compare
 from .rig import Provider, Sidecar, at_once
 
 # google-genai's own, when aiohttp is there.
-pytestmark = pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning")
+pytestmark = [
+    pytest.mark.both_shells,
+    pytest.mark.filterwarnings("ignore:Inheritance class AiohttpClientSession:DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from sidecar.core.dialects.base import Facts, Json, number, text
 from sidecar.core.dialects.other import OtherSSE
 from sidecar.core.types import DeltaKind, Intent
 
-NO_CONTENT = frozenset({b"status", b"meta", b"done", b"ping"})
+NO_CONTENT = frozenset({b"citation", b"done", b"meta", b"ping", b"status"})
 """Events that bring nothing of the answer itself."""
 
 
