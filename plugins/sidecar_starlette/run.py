@@ -6,31 +6,32 @@ moment to end by itself, and is cancelled.
 
 import asyncio
 import contextvars
-import functools
 import time
 from collections import deque
 from collections.abc import Callable
 
-from sidecar.core.errors import problem
-from sidecar.core.headers import directives, index, tokens
+import msgspec
+
+from sidecar.core.caching import for_one
+from sidecar.core.headers import index
 from sidecar.core.spans import Spans
 from sidecar.core.types import Fault, Head
 from sidecar.engine.hub import Hub
 from sidecar.engine.pump import Live
 from sidecar.serving.shell import Body
-from sidecar_starlette.asgi import App, Message, Scope
+from sidecar_starlette.asgi import App, Message, Scope, send_raises
 from sidecar_starlette.context import HERE, Here
 from sidecar_starlette.feed import Feed
+from sidecar_starlette.misfit import Misfit, early_head
 
 _GRACE = 0.25
 """Seconds that the app has to end by itself once nobody wants its answer."""
+_RETURNING = 0.05
+"""Seconds after its end within which an answer is taken back whose app raises: some middleware ends what has
+failed as if it were whole, and raises only then."""
 _WAITING = 64
 """Events of progress that wait for the stream to begin."""
-_LARGEST = 64 << 10
-"""Bytes of an answer that does not fit the stream which was begun for it."""
 _EVENTS = b"text/event-stream"
-_GONE_IS_AN_ERROR = (2, 4)
-"""The version of ASGI from which on `send` raises OSError when the client has left."""
 
 
 class Run:
@@ -41,11 +42,12 @@ class Run:
         "_announces",
         "_app",
         "_counted",
+        "_ended",
         "_feed",
         "_gone",
         "_hub",
         "_live",
-        "_odd",
+        "_misfit",
         "_on_head",
         "_progress",
         "_raises",
@@ -87,13 +89,13 @@ class Run:
         self._counted = counted
         self._on_head = on_head
         self._progress: deque[bytes] = deque(maxlen=_WAITING)
-        self._odd: tuple[int, bytearray] | None = None
-        """Status and body of an answer that does not fit the stream that was begun for it."""
+        self._misfit: Misfit | None = None
         self._gone = False
         """Nobody wants the answer any more."""
+        self._ended = 0.0
         self._room = asyncio.Event()
         self._room.set()
-        self._raises = _raises(scope.get("asgi", {}).get("spec_version", "2.0"))
+        self._raises = send_raises(scope)
         self.head: Head
         self.arrived = 0.0
         self.error: BaseException | None = None
@@ -143,10 +145,13 @@ class Run:
         finally:
             recording.finish(live.end_on_cancel)
             live.release()
-            self._hub.over(live)
+            asyncio.get_running_loop().call_soon(self._hub.over, live)
 
     def _failed(self, error: BaseException) -> None:
         self.error = error
+        if self._ended and time.perf_counter() - self._ended < _RETURNING:
+            self._unstored()
+            self._hub.retract(self._live)
         if self._live.recording.end is None:
             self._broke("it raised an exception; the log of its server has it")
 
@@ -192,23 +197,24 @@ class Run:
         self._on_head(self._scope)
         fields = index(headers)
         status: int = message["status"]
-        if not tokens(fields.get(b"vary", b"")) <= self._counted or b"no-store" in directives(
-            fields.get(b"cache-control", b"")
-        ):
-            # It depends on what does not count for what is the same request (RFC 9111, 4.1), or says so
-            # itself.
+        if for_one(fields, self._counted):
             fields = {**fields, b"cache-control": b"no-store"}
             self._hub.set_apart(self._live)
         if self.arrived:
             # The stream has begun for the sake of progress: the rest has to fit into it.
             if self._live.apart:
-                begun = self.head
-                kept = {**begun.fields, b"cache-control": b"no-store"}
-                self._live.recording.head = Head(begun.status, begun.reason, begun.headers, kept)
+                self._unstored()
             if status != 200 or not fields.get(b"content-type", b"").lower().startswith(_EVENTS):
-                self._odd = (status, bytearray())
+                self._misfit = Misfit(status)
             return
         self._commit(Head(status, b"", headers, fields))
+
+    def _unstored(self) -> None:
+        """As if its head had said that it must not be stored."""
+        recording = self._live.recording
+        if recording.head is not None:
+            fields = {**recording.head.fields, b"cache-control": b"no-store"}
+            recording.head = msgspec.structs.replace(recording.head, fields=fields)
 
     def _commit(self, head: Head) -> None:
         self.head = head
@@ -216,8 +222,8 @@ class Run:
         self._live.begin(self)
 
     def _take(self, data: bytes) -> None:
-        if self._odd is not None:
-            self._odd[1].extend(data[: _LARGEST + 1 - len(self._odd[1])])
+        if self._misfit is not None:
+            self._misfit.add(data)
             return
         self.arrived = time.perf_counter()
         if self._progress:
@@ -230,13 +236,14 @@ class Run:
         live = self._live
         if data:
             self._take(data)
-        if self._odd is not None:
-            live.take(_as_event(*self._odd))
+        if self._misfit is not None:
+            live.take(self._misfit.event())
         # Nobody but the app can have ended it here: a clean end is completion.
         live.answer.facts.terminal = True
         live.recording.finish(live.close(time.perf_counter()))
         live.release()
         self._feed.end()
+        self._ended = time.perf_counter()
         # Storing is for after the client has its last byte.
         asyncio.get_running_loop().call_soon(self._hub.over, live)
 
@@ -250,14 +257,13 @@ class Run:
     async def event(self, frame: bytes) -> None:
         """See `Channel`."""
         live = self._live
-        if live.recording.end is not None or self._odd is not None or self._said:
+        if live.recording.end is not None or self._misfit is not None or self._said:
             return
         if live.answer.dialect is None or not live.answer.dialect.named:
             return  # SDKs take each event of a known format for a piece of the answer
         self._progress.append(frame)
         if not self.arrived and self._announces:
-            fields = {b"content-type": _EVENTS + b"; charset=utf-8"}
-            self._commit(Head(200, b"", tuple(fields.items()), fields))
+            self._commit(early_head())
         if self.arrived:
             self._tell()
         await asyncio.sleep(0)
@@ -286,22 +292,3 @@ class Run:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-@functools.lru_cache(maxsize=16)
-def _raises(version: str) -> bool:
-    return tuple(int(part) for part in version.split(".")[:2]) >= _GONE_IS_AN_ERROR
-
-
-def _as_event(status: int, body: bytearray) -> bytes:
-    """An answer that is no stream, in a stream that was begun for it."""
-    if status >= 400 or len(body) > _LARGEST:
-        said = (
-            f"status {status}"
-            if status >= 400
-            else "its answer is no event stream, and too long for an event"
-        )
-        fault = Fault("app_failed", said)
-        return b"event: error\ndata: " + problem(fault) + b"\n\n"
-    lines = bytes(body).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-    return b"".join([b"data: " + line + b"\n" for line in lines]) + b"\n"

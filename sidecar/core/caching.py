@@ -10,7 +10,7 @@ import msgspec
 
 from sidecar.core.answer import Answer
 from sidecar.core.entry import Known
-from sidecar.core.headers import directives
+from sidecar.core.headers import directives, tokens
 from sidecar.core.types import End, Head, Intent, Outcome
 
 _SECONDS = re.compile(rb'"?([0-9]{1,12})"?')
@@ -107,6 +107,13 @@ def unfit(head: Head) -> Reason | None:
     return None
 
 
+def for_one(fields: Mapping[bytes, bytes], counted: frozenset[bytes]) -> bool:
+    """Whether an answer with these header fields is for its own request only: it says so, or depends on
+    fields that are not `counted` in what is the same request (RFC 9111, 4.1)."""
+    said = directives(fields.get(b"cache-control", b""))
+    return b"no-store" in said or not tokens(fields.get(b"vary", b"")) <= counted
+
+
 def unkept(
     head: Head | None, end: End | None, answer: Answer, body: bytes | None, terms: Terms, *, clean: bool
 ) -> Reason | None:
@@ -124,6 +131,8 @@ def unkept(
     if dialect is None or not dialect.stored:
         return "format"
     if dialect.declared and answer.streaming is not answer.intent.stream:
+        return "format"
+    if dialect.opaque and not answer.streaming and not _is_json(head):
         return "format"
     if not clean and not (dialect.marked and answer.streaming):
         return "incomplete"
@@ -189,6 +198,11 @@ def _left(known: Known, terms: Terms, now: float) -> int:
 def age(known: Known, now: float) -> bytes:
     """`Age` in whole seconds (RFC 9111, 5.1)."""
     return b"%d" % max(now - known.stored, 0)
+
+
+def _is_json(head: Head) -> bool:
+    kind = head.fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    return kind == b"application/json" or kind.endswith(b"+json")
 
 
 def _is_text(body: bytes) -> bool:

@@ -37,6 +37,11 @@ def belongs(secret: bytes, scope: bytes, text: str) -> bool:
     return hmac.compare_digest(proof, raw[_RANDOM:])
 
 
+def meant_as_one(value: bytes) -> bool:
+    """Whether it was made of an id of ours, though it is no event's."""
+    return _ID.fullmatch(value.partition(b":")[0].decode("latin-1")) is not None
+
+
 def event_id(value: bytes) -> tuple[str, int] | None:
     """`{stream id}:{n}` as its two parts; None for anything else, such as an upstream's own id."""
     found = _EVENT.fullmatch(value)

@@ -6,7 +6,10 @@ that it has one stream id and is in memory once.
 
 import asyncio
 import time
+from array import array
 from collections.abc import Callable
+
+import msgspec
 
 from sidecar.cache.exact import ExactCache
 from sidecar.cache.semantic import SemanticCache
@@ -150,6 +153,17 @@ class Answers:
             found.entry, found.alias, seconds=seconds, generation=generation, done=done, near=near
         )
         return not told
+
+    def retract(self, live: Live) -> None:
+        """What has been stored of a call was not whole: something takes its place that is no longer good, in
+        the same order as all writes."""
+        keep = live.ask.keep
+        entry = self._cache.hot(keep.keys.exact) if keep is not None else None
+        if keep is None or entry is None:
+            return
+        over = msgspec.structs.replace(entry.known, stored=0.0, ttl=0.0)
+        nothing = Entry(entry.key, over, b"", array("Q"))
+        self._cache.put(nothing, None, seconds=1.0, generation=keep.generation, done=lambda _took: None)
 
     def _ended(self, live: Live, entry: Entry | None) -> None:
         if self.paraphrases is not None:

@@ -36,6 +36,8 @@ class Hub:
         self.keep: Callable[[Live], bool] = lambda _live: False
         """Told of each call that has ended; returns whether it is about to store the answer, and will
         `settle` the call when that is done."""
+        self.retract: Callable[[Live], None] = lambda _live: None
+        """Told of a call that `keep` was told of, and whose answer must not be stored after all."""
         shelf.evicted = lambda kept: self._evicted(cast("Live", kept))
         self._loop = asyncio.get_running_loop()
         self.idle = asyncio.Event()

@@ -91,7 +91,7 @@ class Assembly:
         near = (found.cache, found.paraphrases) if found is not None else (None, None)
         self.answers = Answers(self.cache, self.hub, *near, fresh_ids=config.cache.fresh_ids, paced=paced)
         follow = Follow(config, self.hub, secret)
-        self.hub.keep = self.answers.keep
+        self.hub.keep, self.hub.retract = self.answers.keep, self.answers.retract
         if backend is not None:
             self.backend = backend(self.hub)
         else:

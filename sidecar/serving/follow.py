@@ -7,7 +7,7 @@ from sidecar.config import Config
 from sidecar.core import policy
 from sidecar.core.errors import RefusedError
 from sidecar.core.fingerprint import Caller
-from sidecar.core.ids import belongs, event_id, mint
+from sidecar.core.ids import belongs, event_id, meant_as_one, mint
 from sidecar.core.types import Fault, Head, Request
 from sidecar.engine.hub import Hub
 from sidecar.engine.pump import Live
@@ -27,8 +27,9 @@ class Follow:
     def coming_back(self, request: Request, caller: Caller) -> tuple[str, int] | None:
         """The event after which a client wants to go on; None for a request of its own, which may carry
         an id that the upstream has set. Raises RefusedError for an id that is not this caller's."""
-        found = event_id(request.fields.get(b"last-event-id", b""))
-        if found is not None and not belongs(self._secret, caller.scope, found[0]):
+        last = request.fields.get(b"last-event-id", b"")
+        found = event_id(last)
+        if not belongs(self._secret, caller.scope, found[0]) if found is not None else meant_as_one(last):
             raise RefusedError("not_found", "no stream has such an event", close=False)
         return found
 

@@ -159,7 +159,7 @@ class Render:
     def _start(self, head: Head) -> None:
         trace, reply, answer = self._trace, self._reply, self._live.answer
         fields = end_to_end(head.headers, head.fields)
-        if trace.cache == "collapsed":
+        if trace.joined:
             # A session that was begun for one request is not another's.
             fields = [field for field in fields if field[0].lower() != b"set-cookie"]
         sized = b"content-length" in head.fields

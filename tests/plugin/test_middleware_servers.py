@@ -106,8 +106,8 @@ async def test_under_hypercorn(hypercorn, tmp_path):
 
 async def test_over_http_2(hypercorn, tmp_path):
     """No Host field, and header fields in lower case."""
-    httpx = pytest.importorskip("httpx")
-    pytest.importorskip("h2")
+    import httpx
+
     feed = Feed()
     stack = [Middleware(SidecarMiddleware, data_dir=tmp_path)]
     served = await hypercorn(Starlette(routes=[feed.at()], middleware=stack))
