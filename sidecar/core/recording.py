@@ -89,7 +89,7 @@ class Recording:
     @property
     def retained(self) -> bool:
         """Whether the recording still holds its first byte, and will go on holding it."""
-        return self._whole and self.size <= self._limit and self._limit > 0
+        return 0 < self._limit >= self.size and (self._base == 0 or bool(self._packed))
 
     @property
     def _whole(self) -> bool:
@@ -103,8 +103,11 @@ class Recording:
     @property
     def backlog(self) -> int:
         """Bytes that even the fastest reader has yet to take: what the writer should wait for."""
-        if not self._wakers:
+        wakers = self._wakers
+        if not wakers:
             return 0
+        if len(wakers) == 1:
+            return self.size - wakers[0].offset
         return self.size - max(waker.offset for waker in self._wakers)
 
     def keep(self, limit: int) -> None:

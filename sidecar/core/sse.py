@@ -189,8 +189,15 @@ def data_of(block: bytes) -> bytes | None:
 
     An event without data is never dispatched (WHATWG HTML, 9.2.6), so it does not count as one.
     """
-    if block[:6] == b"data: " and block.count(b"\n") == 2 and b"\r" not in block:
-        return block[6:-2]
+    if b"\r" not in block:
+        # As nearly all are: one line of data, perhaps with a name in front.
+        lines = block.count(b"\n")
+        if lines == 2 and block[:6] == b"data: ":
+            return block[6:-2]
+        if lines == 3 and block[:6] == b"event:":
+            start = block.find(b"\n") + 1
+            if block[start : start + 6] == b"data: ":
+                return block[start + 6 : -2]
     values = []
     for line in _LINE_END.split(block):
         if line[:5] == b"data:":
@@ -204,6 +211,8 @@ def name_of(block: bytes) -> bytes:
     """The event's name: its last `event` field, or nothing."""
     if b"event" not in block:
         return b""
+    if block[:7] == b"event: " and b"\r" not in block and b"\nevent" not in block:
+        return block[7 : block.find(b"\n")]
     name = b""
     for line in _LINE_END.split(block):
         if line[:6] == b"event:":

@@ -1,5 +1,6 @@
 """The registry: every module of this package that has `DIALECTS` is part of it."""
 
+import functools
 import pkgutil
 from importlib import import_module
 
@@ -16,6 +17,8 @@ def _registered() -> tuple[Dialect, ...]:
 
 
 DIALECTS = _registered()
+_REMEMBERED = 256
+"""Characters of a path whose format is remembered."""
 _BY_NAME = {dialect.name: dialect for dialect in (*DIALECTS, APP)}
 
 
@@ -24,10 +27,13 @@ def recognise(method: str, path: str) -> Dialect | None:
     is claimed twice."""
     if method != "POST":
         return None
-    for dialect in DIALECTS:
-        if dialect.matches(path):
-            return dialect
-    return None
+    # Clients choose paths: what is remembered of them is bounded.
+    return _claiming(path) if len(path) <= _REMEMBERED else _claiming.__wrapped__(path)
+
+
+@functools.lru_cache(maxsize=512)
+def _claiming(path: str) -> Dialect | None:
+    return next((dialect for dialect in DIALECTS if dialect.matches(path)), None)
 
 
 def by_name(name: object) -> Dialect | None:
