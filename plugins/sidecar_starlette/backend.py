@@ -1,7 +1,6 @@
 """An app of this process as the place where answers come from."""
 
 import contextvars
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -94,8 +93,7 @@ class AppBackend:
         return found
 
     def dialect(self, request: Request, body: Body | None) -> Dialect:
-        recognised = _recognised if len(request.path) <= _PATH else recognise
-        known = recognised(request.method, request.path)
+        known = recognise(request.method, request.path)
         if known is None or body is None:
             return known or APP
         # Such a path may be an app's own; a model that is named is a sign of the known format.
@@ -197,16 +195,6 @@ class AppBackend:
             "headers": [(name.lower(), value) for name, value in request.headers],
         }
         return scope, contextvars.Context()
-
-
-_PATH = 256
-"""Characters of the longest path that is remembered."""
-
-
-@functools.lru_cache(maxsize=1024)
-def _recognised(method: str, path: str) -> Dialect | None:
-    """As `recognise`: an app's requests are to the same few paths."""
-    return recognise(method, path)
 
 
 def _inner(scope: Scope) -> Scope:

@@ -31,7 +31,6 @@ _RETURNING = 0.05
 failed as if it were whole, and raises only then."""
 _WAITING = 64
 """Events of progress that wait for the stream to begin."""
-_EVENTS = b"text/event-stream"
 
 
 class Run:
@@ -47,6 +46,7 @@ class Run:
         "_gone",
         "_hub",
         "_live",
+        "_loop",
         "_misfit",
         "_on_head",
         "_progress",
@@ -75,8 +75,7 @@ class Run:
     ) -> None:
         """`announces`: the client takes an event stream, so that one may begin before the app says so.
         `counted`: header fields on which the answer may depend without being this request's alone.
-        `context`: for the app to run in. `on_head` gets the scope as the app has left it when its answer
-        begins."""
+        `context`: to run in. `on_head` gets the scope as the app has left it when its answer begins."""
         self._app = app
         self._hub = hub
         self._live = live
@@ -104,8 +103,9 @@ class Run:
         timings = live.timings
         timings.started = timings.connected = timings.sent = time.perf_counter()
         context.run(HERE.set, Here(live.spans, self))
+        self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
-        task = self._task = asyncio.get_running_loop().create_task(self._run(), context=context)
+        task = self._task = self._loop.create_task(self._run(), context=context)
         task.add_done_callback(self._returned)
         hub.adopt(live, self._abort)
 
@@ -122,9 +122,8 @@ class Run:
     def _returned(self, task: asyncio.Task[None]) -> None:
         self._task = None  # its context leads back here
         if self._alone and self.error is not None:
-            said = "the app failed in work that no request waits for"
-            context = {"message": said, "exception": self.error, "task": task}
-            task.get_loop().call_exception_handler(context)
+            said = {"message": "the app failed in work that no request waits for", "exception": self.error}
+            self._loop.call_exception_handler({**said, "task": task})
 
     async def _run(self) -> None:
         recording, live = self._live.recording, self._live
@@ -145,7 +144,7 @@ class Run:
         finally:
             recording.finish(live.end_on_cancel)
             live.release()
-            asyncio.get_running_loop().call_soon(self._hub.over, live)
+            self._loop.call_soon(self._hub.over, live)
 
     def _failed(self, error: BaseException) -> None:
         self.error = error
@@ -163,10 +162,9 @@ class Run:
         self._gone = True
         self._feed.end()
         self._room.set()
-        loop = asyncio.get_running_loop()
         if self._task is not None:
-            loop.call_later(_GRACE, self._task.cancel)
-        loop.call_soon(self._hub.over, self._live)
+            self._loop.call_later(_GRACE, self._task.cancel)
+        self._loop.call_soon(self._hub.over, self._live)
 
     # What the app says.
 
@@ -204,7 +202,7 @@ class Run:
             # The stream has begun for the sake of progress: the rest has to fit into it.
             if self._live.apart:
                 self._unstored()
-            if status != 200 or not fields.get(b"content-type", b"").lower().startswith(_EVENTS):
+            if status != 200 or not fields.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
                 self._misfit = Misfit(status)
             return
         self._commit(Head(status, b"", headers, fields))
@@ -245,7 +243,7 @@ class Run:
         self._feed.end()
         self._ended = time.perf_counter()
         # Storing is for after the client has its last byte.
-        asyncio.get_running_loop().call_soon(self._hub.over, live)
+        self._loop.call_soon(self._hub.over, live)
 
     # Progress.
 
@@ -257,16 +255,24 @@ class Run:
     async def event(self, frame: bytes) -> None:
         """See `Channel`."""
         live = self._live
-        if live.recording.end is not None or self._misfit is not None or self._said:
+        if live.recording.end is not None or self._misfit is not None:
             return
         if live.answer.dialect is None or not live.answer.dialect.named:
             return  # SDKs take each event of a known format for a piece of the answer
+        if asyncio.get_running_loop() is self._loop:
+            self._put(frame)
+            await asyncio.sleep(0)
+        else:  # a thread of the app's has a loop of its own
+            self._loop.call_soon_threadsafe(self._put, frame)
+
+    def _put(self, frame: bytes) -> None:
+        if self._live.recording.end is not None or self._said:
+            return
         self._progress.append(frame)
         if not self.arrived and self._announces:
             self._commit(early_head())
         if self.arrived:
             self._tell()
-        await asyncio.sleep(0)
 
     def _tell(self) -> None:
         """Write the events that wait, if this is between two others."""

@@ -7,7 +7,7 @@ import pytest
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from sidecar_starlette import span
+from sidecar_starlette import SidecarResponse, progress, span
 from tests.plugin.rig import said, soon
 
 POST = ["POST"]
@@ -125,3 +125,18 @@ async def test_a_span_of_a_run_that_raises(serve):
     served = await serve([at(endpoint)])
     assert (await served.ask()).status == 500
     assert {*await phases(served)} == {"doomed_ms"}
+
+
+async def test_progress_from_a_thread_with_a_loop_of_its_own(serve):
+    async def endpoint(request):
+        await asyncio.to_thread(lambda: asyncio.run(progress("from afar")))
+
+        async def pieces():
+            yield "a"
+
+        return SidecarResponse(pieces())
+
+    served = await serve([at(endpoint)])
+    answer = await served.ask(headers={"accept": "text/event-stream"})
+    assert answer.body.startswith(b'event: status\ndata: {"message":"from afar"}\n')
+    assert answer.body.count(b"event: ") == 3
