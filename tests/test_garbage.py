@@ -4,10 +4,10 @@ Cycles would keep bodies of up to 32 MiB until the collector comes round, and co
 """
 
 import asyncio
-import gc
-from collections import Counter
 
 import pytest
+
+from tests.garbage import left_by
 
 CALLS = {
     "whole": (b"/v1/chat/completions", b'{"model":"m","messages":[]}'),
@@ -31,20 +31,9 @@ async def test_a_request_leaves_no_cycle(sidecar, kind):
         else:
             await reader.readexactly(int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
 
-    for _ in range(3):
-        await once()
-    gc.collect()
-    gc.disable()
-    gc.set_debug(gc.DEBUG_SAVEALL)
     try:
-        for _ in range(10):
-            await once()
-        gc.collect()
-        left = Counter(type(found).__name__ for found in gc.garbage)
+        left = await left_by(once)
     finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-        gc.enable()
         writer.close()
     ours = {"Answer", "Call", "Exchange", "Incoming", "Job", "Live", "Recording", "Reply", "Render", "Upload"}
     assert not ours & set(left), left

@@ -1,13 +1,12 @@
 """SidecarMiddleware: a request leaves nothing for the garbage collector, as in the proxy; see tests/test_garbage.py."""
 
 import asyncio
-import gc
-from collections import Counter
 
 import pytest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tests.garbage import left_by
 from tests.plugin.rig import said
 
 POST = ["POST"]
@@ -47,20 +46,9 @@ async def test_a_request_leaves_no_cycle(serve, kind, cache):
             await reader.readexactly(int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
         await served.idle()
 
-    for _ in range(3):
-        await once()
-    gc.collect()
-    gc.disable()
-    gc.set_debug(gc.DEBUG_SAVEALL)
     try:
-        for _ in range(10):
-            await once()
-        gc.collect()
-        left = Counter(type(found).__name__ for found in gc.garbage)
+        left = await left_by(once)
     finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-        gc.enable()
         writer.close()
     ours = {
         "Answer",
