@@ -73,9 +73,9 @@ class Run:
         context: contextvars.Context,
         on_head: Callable[[Scope], None],
     ) -> None:
-        """`announces`: the client takes an event stream, so that one may begin before the app says so.
-        `counted`: header fields on which the answer may depend without being this request's alone.
-        `context`: to run in. `on_head` gets the scope as the app has left it when its answer begins."""
+        """`announces`: the client takes an event stream: one may begin before the app says so. `counted`:
+        header fields on which the answer may depend without being this request's alone. `context`: to run in.
+        `on_head` gets the scope as the app has left it when its answer begins."""
         self._app = app
         self._hub = hub
         self._live = live
@@ -111,22 +111,23 @@ class Run:
 
     async def over(self) -> None:
         """Wait until the app has returned, its background tasks included."""
-        task = self._task
-        if task is not None and not task.done():  # it usually is: the reader is woken by the app's last word
-            await asyncio.wait({task})
+        if self._task is not None and not self._task.done():
+            await asyncio.wait({self._task})
 
     def alone(self) -> None:
         """No request waits for its end: what it raises is told to the loop."""
         self._alone = True
+        if self._task is None:
+            self._returned()
 
-    def _returned(self, task: asyncio.Task[None]) -> None:
+    def _returned(self, _task: asyncio.Task[None] | None = None) -> None:
         self._task = None  # its context leads back here
         if self._alone and self.error is not None:
-            said = {"message": "the app failed in work that no request waits for", "exception": self.error}
-            self._loop.call_exception_handler({**said, "task": task})
+            said = {"message": "the app failed, and no request waits for it", "exception": self.error}
+            self._loop.call_exception_handler(said)
 
     async def _run(self) -> None:
-        recording, live = self._live.recording, self._live
+        live, recording = self._live, self._live.recording
         try:
             await self._app(self._scope, self._feed.receive, self._send)
             if recording.end is None:
@@ -290,7 +291,6 @@ class Run:
         self._room.clear()
 
     def resume(self) -> None:
-        """They have caught up."""
         self._room.set()
 
     async def deliver(self, take: Callable[[bytes], None]) -> None:

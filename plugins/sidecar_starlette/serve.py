@@ -85,20 +85,10 @@ async def serve(
     raw = Arriving(scope, receive, timeout, spelt=spelt)
     closes = str(scope.get("http_version", "1.1")).startswith("1")
     reply = Reply(send, bodiless=scope["method"] == "HEAD", closes=closes)
-    watch = _Watch(raw, reply, timeout)
     try:
-        await front.handle(Visit(scope["method"], reply, raw.root), raw)
-    except asyncio.CancelledError:
-        if not watch.caused():
-            raw.leave_alone()
-            raise
-        if not reply.started:
-            await _answer_nobody(send)
-    finally:
-        await watch.stop()
-    try:
+        await _answer(front, raw, reply, send, timeout)
         error = await raw.until_returned()
-    except asyncio.CancelledError:
+    except BaseException:  # wherever this was given up, what the app still does and raises must be heard of
         raw.leave_alone()
         raise
     if error is not None:
@@ -106,6 +96,21 @@ async def serve(
             raise error
         finally:
             del error  # its traceback would hold this frame
+
+
+async def _answer(front: Front, raw: Arriving, reply: Reply, send: Send, timeout: float) -> None:  # noqa: ASYNC109
+    """Serve it until its client has the answer, or has left."""
+    watch = _Watch(raw, reply, timeout)
+    try:
+        method: str = raw.scope["method"]
+        await front.handle(Visit(method, reply, raw.root), raw)
+    except asyncio.CancelledError:
+        if not watch.caused():
+            raise
+        if not reply.started:
+            await _answer_nobody(send)
+    finally:
+        await watch.stop()
 
 
 async def _answer_nobody(send: Send) -> None:

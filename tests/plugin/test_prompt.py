@@ -116,7 +116,7 @@ def test_the_example_in_readme(tmp_path, monkeypatch):
     exec(code, there)
     with TestClient(there["app"]) as client:
         said = client.post("/chat", json={"message": "hi"}, headers={"Accept": "text/event-stream"})
-        again = client.post("/chat", json={"message": "hi"})
+        again = client.post("/chat", json={"message": "hi"}, headers={"Accept": "text/event-stream"})
     assert [line for line in said.text.split("\n") if line[:5] in ("event", "data:")] == [
         "event: status",
         'data: {"message":"searching","done":0,"total":1}',
@@ -129,5 +129,6 @@ def test_the_example_in_readme(tmp_path, monkeypatch):
         "event: done",
         "data: {}",
     ]
-    assert "retrieval;dur=" in said.headers["server-timing"] or "fwd=miss" in said.headers["cache-status"]
-    assert "hi" in again.text
+    assert "fwd=miss; stored" in said.headers["cache-status"]
+    assert "hit; " in again.headers["cache-status"]
+    assert again.text.count("event: ") == said.text.count("event: ")
