@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from benchmarks import cached, litellm, lookups, own, search, semantic
+from benchmarks import cached, litellm, lookups, metered, own, search, semantic
 from benchmarks.measure import FULL, OTHERS, QUICK, Bench, LoadFailedError
 from benchmarks.peers import PeerError, provider
 from benchmarks.report import Row, as_json, machine, own_table, table
@@ -19,6 +19,7 @@ PARTS = (
     *("request", "event", "ttft", "memory", "startup"),
     *("ids", "shared", "kept", "resume"),
     *("hit", "disk", "store", "first", "lookups"),
+    "metered",
     *semantic.PARTS,
 )
 QUIET = 0.1
@@ -98,6 +99,11 @@ def cache_rows(bench: Bench, parts: set[str]) -> list[Row]:
             limit = 1.5 if "thread" in kind else None
             rows.append(Row(name, "us", values, limit, relative=True, digits=2, base=base))
         rows[-1] = rows[-1]._replace(note=lookups.between(looked))
+    if "metered" in parts:
+        measured = metered.metered(bench)
+        for what, values, limit in (("request", measured.request, 1.12), ("event", measured.event, 1.03)):
+            name = f"CPU per {what}, with all figures"
+            rows.append(Row(name, "us", values, limit, relative=True, digits=2, base="without"))
     if "litellm" in parts:
         rows += litellm_rows(bench)
     return rows

@@ -114,8 +114,8 @@ class Misses(Job):
     streams: int
     number: int
     """Of the first one."""
-    status: bytes
-    """What `Cache-Status` has to say of each."""
+    status: bytes | None
+    """What `Cache-Status` has to say of each; None where there is none."""
     spacing: float
     settle: float
 

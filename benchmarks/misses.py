@@ -47,7 +47,8 @@ async def misses(job: Misses) -> Result:
         for stream in made:
             if stream.broken:
                 raise LoadError(stream.broken)
-            if b"\r\nCache-Status: slipstream; %b\r\n" % job.status not in stream.head:
+            said = b"" if job.status is None else b"\r\nCache-Status: slipstream; %b\r\n" % job.status
+            if said not in stream.head:
                 raise LoadError(f"expected {job.status!r}: {stream.head[:600]!r}")
     result.lasted = [stream.ended - stream.began for stream in made]
     return result

@@ -146,7 +146,9 @@ def provider(folder: Path) -> Peer:
 def sidecar(folder: Path, upstream: int, *options: str, data: Path | None = None) -> Peer:
     """`options`: instead of `--cache off`. `data`: the folder of another one that has ended."""
     port = free_port()
-    command = f"-m sidecar serve --upstream http://{HOST}:{upstream} --port {port} --log-format json"
+    command = (
+        f"-m sidecar serve --upstream http://{HOST}:{upstream} --port {port} --admin-port 0 --log-format json"
+    )
     own = [*(options or ("--cache", "off")), "--data-dir", str(data or folder / f"data-{port}")]
     return Peer("sidecar", [sys.executable, *command.split(), *own], port, folder, "/_slipstream/healthz")
 

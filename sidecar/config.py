@@ -5,6 +5,7 @@ error that names the nearest known one. Every error is one line: key, value, rem
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 
 import msgspec
 
-from sidecar.core.semantic.guards import GUARDS
-from sidecar.core.values import ConfigError, nearest, plain, shown, upstream_url
-from sidecar.tables import CacheRule, Config, Limits, Section, Timeouts, UpstreamTable
+from sidecar.checks import check
+from sidecar.core.values import ConfigError, nearest, plain, shown
+from sidecar.tables import BUDGETS, Budget, CacheRule, Config, Limits, Section, Timeouts, UpstreamTable
 
 __all__ = [
     "KEYS",
     "SECTIONS",
+    "Budget",
     "CacheRule",
     "Config",
     "Limits",
@@ -30,13 +32,11 @@ __all__ = [
 ]
 
 PREFIX = "SLIPSTREAM_"
-_LEAST_HEADERS = 1024
-_COUNTS_ALWAYS = frozenset(
-    {"model", "stream", "stream_options", "messages", "input", "prompt", "contents", "system", "tools"}
-)
 
 SECTIONS: dict[str, type[Section]] = {
-    field.name: field.type for field in msgspec.structs.fields(Config) if field.name != "upstreams"
+    field.name: field.type
+    for field in msgspec.structs.fields(Config)
+    if field.name not in ("upstreams", "budgets")
 }
 KEYS = [
     f"{section}.{field.name}"
@@ -56,6 +56,8 @@ _FLAGS = {
     "cache.mode": "--cache",
     "log.format": "--log-format",
 }
+_BUDGETS = [field.name for field in msgspec.structs.fields(Budget)]
+_BUDGET = re.compile(r"budgets\.([^.\s]{1,128})\.(\w+)")
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -94,12 +96,18 @@ def load(
     if upstreams and origins.get("server.upstream", origins["upstreams"]) != origins["upstreams"]:
         upstreams = []  # a flag or variable goes before the file
     tables: dict[str, dict[str, object]] = {name: {} for name in SECTIONS}
+    budgets = {name: msgspec.structs.asdict(budget) for name, budget in BUDGETS.items()}
     for key, value in values.items():
+        if (named := _BUDGET.fullmatch(key)) is not None:
+            budget = budgets.setdefault(named[1], {})
+            budget[named[2]] = _convert(key, value, _type_of(f"budgets.{named[2]}"), origins[key])
+            continue
         section, _, name = key.partition(".")
         tables[section][name] = _convert(key, value, _type_of(key), origins[key])
     made: dict[str, Any] = {name: SECTIONS[name](**table) for name, table in tables.items()}
-    config = Config(upstreams=upstreams, **made)
-    _check(config)
+    kept = {name: Budget(**table) for name, table in budgets.items()}
+    config = Config(upstreams=upstreams, budgets=kept, **made)
+    check(config)
     return Loaded(config, origins)
 
 
@@ -119,8 +127,12 @@ def _read_tree(tree: Mapping[str, object]) -> tuple[dict[str, object], list[Upst
         if section == "upstreams":
             upstreams = _read_upstreams(table)
             continue
+        if section == "budgets":
+            values |= _read_budgets(table)
+            continue
         if section not in SECTIONS:
-            raise ConfigError(f"[{section}]: unknown table{nearest(section, [*SECTIONS, 'upstreams'])}")
+            known = [*SECTIONS, "upstreams", "budgets"]
+            raise ConfigError(f"[{section}]: unknown table{nearest(section, known)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{section}: expected a table: write [{section}] and keys below it")
         for name, value in table.items():
@@ -129,6 +141,23 @@ def _read_tree(tree: Mapping[str, object]) -> tuple[dict[str, object], list[Upst
                 raise ConfigError(f"{key}: unknown key{nearest(key, KEYS)}")
             values[key] = value
     return values, upstreams
+
+
+def _read_budgets(entries: object) -> dict[str, object]:
+    values: dict[str, object] = {}
+    if not isinstance(entries, dict):
+        raise ConfigError("budgets: expected tables: write [budgets.chat] and keys below it")
+    for name, table in entries.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"budgets.{name}: expected a table: write [budgets.{name}] and keys below it")
+        for key, value in table.items():
+            where = f"budgets.{name}.{key}"
+            if key not in _BUDGETS:
+                raise ConfigError(f"{where}: unknown key{nearest(key, _BUDGETS)}")
+            if _BUDGET.fullmatch(where) is None:
+                raise ConfigError(f"budgets.{name}: expected a name without dots and spaces")
+            values[where] = value
+    return values
 
 
 def _read_upstreams(entries: object) -> list[UpstreamTable]:
@@ -158,8 +187,14 @@ def _environment_keys(environment: Mapping[str, str]) -> dict[str, str]:
     for name in environment:
         if not name.startswith(PREFIX):
             continue
-        if name in known:
+        if (budget := _budget_key(name)) is not None:
+            found[name] = budget
+        elif name in known:
             found[name] = known[name]
+        elif name.startswith(f"{PREFIX}BUDGETS__"):
+            raise ConfigError(
+                f"{name}: unknown variable; expected one such as {PREFIX}BUDGETS__CHAT__TTFT_MS"
+            )
         elif name.replace("_", "") in loose:
             raise ConfigError(f"{name}: unknown variable; did you mean {loose[name.replace('_', '')]}?")
         elif (near := _by_last_part(name, known)) is not None:
@@ -167,6 +202,14 @@ def _environment_keys(environment: Mapping[str, str]) -> dict[str, str]:
         elif "__" in name.removeprefix(PREFIX):
             raise ConfigError(f"{name}: unknown variable{nearest(name, list(known))}")
     return found
+
+
+def _budget_key(name: str) -> str | None:
+    """SLIPSTREAM_BUDGETS__CHAT__TTFT_MS, say; names are in lower case there."""
+    table, _, rest = name.removeprefix(PREFIX).lower().partition("__")
+    feature, _, key = rest.rpartition("__")
+    dotted = f"budgets.{feature}.{key}"
+    return dotted if table == "budgets" and key in _BUDGETS and _BUDGET.fullmatch(dotted) else None
 
 
 def _by_last_part(name: str, known: Mapping[str, str]) -> str | None:
@@ -177,7 +220,8 @@ def _by_last_part(name: str, known: Mapping[str, str]) -> str | None:
 
 def _type_of(key: str) -> Any:
     section, _, name = key.partition(".")
-    return next(field.type for field in msgspec.structs.fields(SECTIONS[section]) if field.name == name)
+    table: type[Section] = Budget if section == "budgets" else SECTIONS[section]
+    return next(field.type for field in msgspec.structs.fields(table) if field.name == name)
 
 
 def _convert(key: str, value: object, kind: Any, origin: str) -> object:
@@ -201,41 +245,3 @@ def _convert(key: str, value: object, kind: Any, origin: str) -> object:
 
 def _parse(kind: Any, raw: object) -> Any:
     return kind.parse(raw)
-
-
-def _check(config: Config) -> None:
-    for name, seconds in msgspec.structs.asdict(config.timeouts).items():
-        if seconds <= 0:
-            raise ConfigError(f"timeouts.{name} = 0: expected more than 0; there is no such thing as none")
-    if config.limits.headers < _LEAST_HEADERS:
-        raise ConfigError(f"limits.headers = {config.limits.headers:d}: expected at least {_LEAST_HEADERS}")
-    if config.server.upstream is not None:
-        upstream_url("server.upstream", config.server.upstream)
-    for key, prefixes in (
-        ("disconnect.paths", config.disconnect.paths),
-        ("cache.paths", config.cache.paths),
-        ("semantic.paths", config.semantic.paths),
-    ):
-        for prefix in prefixes:
-            if not prefix.startswith("/") or "?" in prefix:
-                raise ConfigError(f"{key}: {prefix!r} is no path prefix; expected one such as /v1")
-    for name in config.cache.ignore:
-        if name in _COUNTS_ALWAYS or "" in name.split("."):
-            raise ConfigError(f"cache.ignore: {name!r} cannot be ignored; expected a field such as user")
-    for name in config.semantic.skip_guards:
-        if name not in GUARDS:
-            raise ConfigError(f"semantic.skip_guards: {name!r} is no guard; there are {', '.join(GUARDS)}")
-    if config.semantic.embedder != "local":
-        upstream_url("semantic.embedder", config.semantic.embedder)
-    names = set()
-    for number, entry in enumerate(config.upstreams):
-        where = f"upstreams[{number}]"
-        upstream_url(f"{where}.url", entry.url)
-        if entry.name in names or not entry.name:
-            raise ConfigError(f"{where}.name = {entry.name!r}: expected a name that no other upstream has")
-        names.add(entry.name)
-        for prefix in entry.paths:
-            if not prefix.startswith("/") or "?" in prefix:
-                raise ConfigError(f"{where}.paths: {prefix!r} is no path prefix; expected one such as /v1")
-    if config.server.upstream is not None and config.upstreams:
-        raise ConfigError("server.upstream and [[upstreams]] exclude each other: keep one of them")

@@ -10,6 +10,7 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Temperature = Annotated[float, msgspec.Meta(ge=0)]
 Similarity = Annotated[float, msgspec.Meta(gt=0, le=1)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
@@ -27,8 +28,45 @@ class Server(Section, frozen=True):
 
 
 class Admin(Section, frozen=True):
+    """Of the port for operators: metrics, figures, dashboard."""
+
     host: str = "127.0.0.1"
     port: Port = 8401
+    hosts: list[str] = []
+    """Further names under which it may be called, as `Host` has them."""
+    token_sha256: str | None = None
+    """SHA-256, in hexadecimal, of the token that changes of state need, and everything beyond loopback."""
+
+
+class Metrics(Section, frozen=True):
+    enabled: bool = True
+    """Whether figures are kept of requests; without them there are only log lines."""
+
+
+class Otel(Section, frozen=True):
+    """Of export to an OpenTelemetry collector."""
+
+    endpoint: str | None = None
+    """Its OTLP/HTTP address, such as http://127.0.0.1:4318."""
+    interval: Duration = Duration(60)
+    """Between two times that metrics are sent."""
+
+
+class Budget(Section, frozen=True):
+    """One of `[budgets.NAME]`: milliseconds that 95 of 100 requests stay within; 0 or none: no such
+    budget."""
+
+    ttft_ms: Milliseconds | None = None
+    total_ms: Milliseconds | None = None
+
+
+BUDGETS = {
+    "chat": Budget(1500, 15_000),
+    "completion": Budget(1000, 10_000),
+    "summarization": Budget(3000, 30_000),
+    "batch": Budget(None, 600_000),
+}
+"""What goes for features of these names, unless the configuration says otherwise."""
 
 
 class CacheRule(Section, frozen=True):
@@ -201,3 +239,6 @@ class Config(msgspec.Struct, frozen=True):
     semantic: Semantic = Semantic()
     shutdown: Shutdown = Shutdown()
     log: Log = Log()
+    metrics: Metrics = Metrics()
+    otel: Otel = Otel()
+    budgets: dict[str, Budget] = msgspec.field(default_factory=BUDGETS.copy)

@@ -28,7 +28,7 @@ from sidecar.stores.disk import DiskStore
 from sidecar.stores.jobs import JobStore
 from sidecar.tables import Semantic
 from sidecar.telemetry.log import make_logger, request_lines
-from sidecar.web.service import Service
+from sidecar.web.service import AdminPort, Service
 from sidecar_starlette.serve import serve
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slipstream-tests"
@@ -188,7 +188,7 @@ async def provider() -> AsyncIterator[ScriptedProvider]:
 async def start_sidecar(shell: str) -> AsyncIterator[StartSidecar]:
     """`await start_sidecar(upstream_url, keepalive__interval=0.05, ...)`; stopped after the test, which
     fails if the sidecar logged a fault of its own. `folder`: where it keeps jobs and answers. `parts`: what
-    answers to other questions are found with. Answers are
+    answers to other questions are found with. `admin`: with an admin port, at `service.admin.url`. Answers are
     stored only where a test says for how long: the others send the same request again and again."""
     running: list[Sidecar] = []
 
@@ -200,16 +200,18 @@ async def start_sidecar(shell: str) -> AsyncIterator[StartSidecar]:
         folder: Any = None,
         parts: Any = None,
         jobs: bool = True,
+        admin: bool = False,
         **keys: Any,
     ) -> Sidecar:
         flags = {"cache.ttl": 0} | {key.replace("__", "."): value for key, value in keys.items()}
-        flags |= {"server.upstream": upstream, "server.port": 0}
+        flags |= {"server.upstream": upstream, "server.port": 0, "admin.port": 0}
         config = load(flags, environment={}, file=file).config
         lines = Lines()
         log, requests = make_logger(lines, "json", "info"), request_lines(lines, "json", "info")
         store = JobStore.open(folder) if folder is not None and jobs else None
         size = config.cache.size
         answers = (lambda: DiskStore.open(folder / "answers", size)) if folder is not None else None
+        more = {"admin": AdminPort(folder)} if admin else {}
         service = SHELLS[shell](
             config,
             b"s" * 32,
@@ -217,6 +219,7 @@ async def start_sidecar(shell: str) -> AsyncIterator[StartSidecar]:
             requests,
             Stores(store, answers, webhook_key=b"w" * 32, semantic=parts),
             tls,
+            **more,
         )
         await service.start()
         running.append(Sidecar(service, lines))

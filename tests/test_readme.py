@@ -10,11 +10,13 @@ from click.testing import CliRunner
 from sidecar.cli.main import COMMANDS, slipstream
 from sidecar.config import KEYS
 from sidecar.core.errors import KINDS
-from sidecar.core.latency import NO_GAPS, Heard, Trace, record
+from sidecar.core.gaps import NO_GAPS
+from sidecar.core.latency import Heard, Trace, record
+from sidecar.telemetry.families import BY_NAME, FAMILIES
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
-RESERVED = {"server.workers", "admin.host", "admin.port"}
+RESERVED = {"server.workers"}
 
 
 def section(title: str) -> str:
@@ -35,6 +37,7 @@ def test_every_flag_exists():
     for words in (
         "demo",
         "tune",
+        "report",
         "model pull",
         *[f"cache {name}" for name in ("stats", "list", "purge", "export", "import")],
     ):
@@ -46,7 +49,7 @@ def test_every_flag_exists():
 def test_every_key_is_documented_and_exists():
     told = set()
     for row in re.findall(r"^\| (`[^|]+) \|", section("Configuration"), re.MULTILINE):
-        names = re.findall(r"`([a-z_.]+)`", row)
+        names = re.findall(r"`([a-z0-9_.]+)`", row)
         table = names[0].partition(".")[0] if names else ""
         told |= {f"{table}{name}" if name.startswith(".") else name for name in names}
     assert {key for key in told if "." in key} == set(KEYS) - RESERVED
@@ -63,6 +66,14 @@ def test_every_log_field_is_documented():
     fields = {"timestamp", "level", "event", *record(trace, Heard(gaps=NO_GAPS), trace.started)}
     told = set(re.findall(r"`([a-z_0-9]+)", section("The latency line")))
     assert fields <= told
+
+
+def test_every_metric_is_documented_and_exists():
+    told = set(re.findall(r"`((?:slipstream|gen_ai_client)_\w+)`", section("See where the time goes")))
+    assert told == set(BY_NAME)
+    labels = {label for family in FAMILIES for label in family.labels}
+    rows = re.findall(r"^\| `(?:slipstream|gen_ai)_[^|]*\|([^|]*)\|$", README, re.MULTILINE)
+    assert labels <= set(re.findall(r"`(\w+)`", " ".join(rows)))
 
 
 def test_the_two_commands_stand_for_themselves():

@@ -1,7 +1,7 @@
 """Telling those who wait for an answer how far it is: `await progress("reading", done=3, total=12)`."""
 
+from sidecar.core.events import event
 from sidecar_starlette.context import HERE
-from sidecar_starlette.events import event
 
 
 async def progress(message: str, *, done: float | None = None, total: float | None = None) -> None:

@@ -15,8 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from sidecar.core.events import event
 from sidecar_starlette.context import HERE
-from sidecar_starlette.events import event
 
 Piece = str | bytes | Mapping[str, object] | tuple[str, object]
 """Text of the answer, or an event: `{"event": name, "data": value}` or `(name, value)`."""

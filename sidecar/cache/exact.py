@@ -6,7 +6,7 @@ writes. Between an answer's end and its being on disk it is in memory, whatever 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from sidecar.cache.breaker import Breaker
@@ -90,7 +90,7 @@ class ExactCache:
     def number(self) -> int:
         """The same, for any thread: nothing is dropped."""
         store = self._store
-        return store.generation if store is not None else 0
+        return store.generation if store is not None else self._generation
 
     def hot(self, key: bytes) -> Entry | None:
         """What is in memory under that key."""
@@ -245,6 +245,25 @@ class ExactCache:
         thread of their own. None where nothing is stored. Raises StoreError."""
         store = self._store
         return store.changes() if store is not None else None
+
+    @property
+    def store(self) -> AnswerStore | None:
+        """Where they are kept, for those who look at it or purge it, in a thread of their own. None as long
+        as they are in memory only."""
+        return self._store
+
+    def held(self) -> list[Entry]:
+        """What is in memory, first what was used last."""
+        self.generation()
+        return [entry for _, entry in self._hot.items()][::-1]
+
+    def forget(self, keys: Collection[bytes]) -> int:
+        """Remove these from memory, and what was made of them; returns how many there were. What was asked
+        for before now is not stored."""
+        if self._store is None:
+            self._generation += 1
+        going = [key for key, entry in self._hot.items() if key in keys or entry.origin in keys]
+        return len([self._hot.pop(key) for key in going])
 
     def drop(self, entry: Entry) -> None:
         """An entry whose time is over."""

@@ -13,8 +13,6 @@ import click
 from sidecar.cli.options import loaded
 from sidecar.core.values import ConfigError
 
-_TENANT = re.compile(r"[0-9a-f]{16}")
-_KEY = re.compile(r"[0-9a-f]{1,64}")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 Work = Callable[..., int | None]
@@ -232,18 +230,13 @@ def bring_in(
 
 def _filter(given: dict[str, Any]) -> Any:
     """What the options ask for. Raises ConfigError."""
-    from sidecar.cli.cache_store import Filter
+    from sidecar.stores.listing import Filter
 
     said = {name: given.pop(name, None) for name in ("tenant", "upstream", "model", "path", "key")}
-    for name, form in (("tenant", _TENANT), ("key", _KEY)):
-        if said[name] is not None:
-            said[name] = said[name].strip().lower()
-            if not form.fullmatch(said[name]):
-                digits = "the 16 hexadecimal digits" if name == "tenant" else "the first hexadecimal digits"
-                raise ConfigError(f"--{name}: expected {digits} that `slipstream cache list` shows")
-    if said["path"] is not None and not said["path"].startswith("/"):
-        raise ConfigError(f"--path: expected the begin of a path such as /v1, not {said['path']!r}")
-    return Filter(**said)
+    try:
+        return Filter.of(**said)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from None
 
 
 def _headers(given: tuple[str, ...]) -> list[tuple[str, str]]:

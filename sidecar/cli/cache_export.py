@@ -14,16 +14,15 @@ from typing import IO
 from sidecar.cache import records
 from sidecar.cli.cache_line import line_of
 from sidecar.cli.cache_progress import progress
-from sidecar.cli.cache_store import Census, Filter, Place, WorkError, aliases, count, exists, items, opened
+from sidecar.cli.cache_store import Place, WorkError, exists, opened
 from sidecar.cli.cache_words import answers, entries, plain, span
 from sidecar.core.entry import unseal
 from sidecar.core.ids import event_id
 from sidecar.core.values import ConfigError
 from sidecar.stores.base import NAMES, AnswerStore, DamagedEntryError
+from sidecar.stores.listing import Census, Filter, aliases, chosen, count, items, remove
 from sidecar.stores.secret import load_or_create
 
-_STEP = 256
-"""Entries that are removed at once; others want to write meanwhile."""
 _UNKNOWN = (
     "{}: no answer is known that was given under this id. Of answers to the same question in other words, the"
     f" last {NAMES:,} ids are remembered (the stream's, and the log's request_id), each as long as the answer"
@@ -179,15 +178,7 @@ def purge_some(where: Place, wanted: Filter) -> None:
     if not exists(where):
         return
     with opened(where) as store:
-        store.delete(())  # what others hold in memory goes, and what was asked before now is not stored
-        keys = [item.key for item in items(store, Census()) if wanted.takes(item)]
-        also = aliases(store)
-        gone = 0
+        keys = chosen(store, wanted)
         with progress("purging", len(keys)) as advance:
-            for at in range(0, len(keys), _STEP):
-                some = keys[at : at + _STEP]
-                # Pointers first: one whose answer has gone already would be looked up in vain.
-                store.delete([alias for key in some for alias in also.get(key, ())])
-                gone += store.delete(some)
-                advance(len(some))
+            gone = remove(store, keys, advance)
     print(f"{answers(gone)} purged")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sidecar.cli.cache_store import Census, Filter, Item, Place, WorkError, exists, items, opened
+from sidecar.cli.cache_store import Place, WorkError, exists, opened
 from sidecar.cli.cache_words import (
     CHECKED,
     COUNTS,
@@ -26,6 +26,7 @@ from sidecar.cli.cache_words import (
 )
 from sidecar.stores import counts
 from sidecar.stores.base import StoreStats
+from sidecar.stores.listing import Census, Filter, Item, items
 
 _TOP = 10
 _DIGITS = 12

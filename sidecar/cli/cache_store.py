@@ -1,4 +1,4 @@
-"""The stored answers as `slipstream cache` sees them: found as `serve` finds them, opened, gone through."""
+"""The stored answers as `slipstream cache` sees them: found as `serve` finds them, and opened."""
 
 import sqlite3
 import sys
@@ -9,17 +9,11 @@ from pathlib import Path
 import msgspec
 
 from sidecar.config import Loaded
-from sidecar.core.entry import Known, is_pointer, peek, pointed, unseal
 from sidecar.core.values import ConfigError
 from sidecar.serving.folder import data_dir
-from sidecar.stores.base import AnswerStore, Row, StoreError
+from sidecar.stores.base import AnswerStore, StoreError
 from sidecar.stores.disk import DiskStore
 from sidecar.stores.diskbytes import DBNAME
-
-_FACTS = 16 * 1024
-"""Bytes of an entry's start that nearly always hold all its facts."""
-_POINTER = 128
-"""The same of a pointer."""
 
 
 class WorkError(Exception):
@@ -95,82 +89,3 @@ def opened(where: Place) -> Iterator[AnswerStore]:
         raise WorkError(f"{where.folder}: {error}; is the disk full, or another process at work?") from None
     finally:
         store.close()
-
-
-class Item(msgspec.Struct, frozen=True):
-    """A stored answer, as far as it is known without its body."""
-
-    key: bytes
-    tag: str
-    expires: float
-    """When it is removed, in unix seconds."""
-    size: int
-    known: Known
-    """Without the header fields."""
-
-
-class Filter(msgspec.Struct, frozen=True):
-    """Which answers are meant."""
-
-    tenant: str | None = None
-    upstream: str | None = None
-    model: str | None = None
-    path: str | None = None
-    """A prefix."""
-    key: str | None = None
-    """The first hexadecimal digits."""
-
-    def takes(self, item: Item) -> bool:
-        """Whether it is one of them."""
-        known = item.known
-        return (
-            (self.tenant is None or item.tag == self.tenant)
-            and (self.upstream is None or known.upstream == self.upstream)
-            and (self.model is None or known.model == self.model)
-            and (self.path is None or known.path.startswith(self.path))
-            and (self.key is None or item.key.hex().startswith(self.key))
-        )
-
-
-class Census(msgspec.Struct):
-    """What came by beside the answers."""
-
-    aliases: int = 0
-    unreadable: int = 0
-
-
-def items(store: AnswerStore, census: Census) -> Iterator[Item]:
-    """All answers whose time is not over. Raises StoreError."""
-    for row in store.rows(_FACTS):
-        if is_pointer(row.start):
-            census.aliases += 1
-        elif (known := _known(store, row)) is not None:
-            yield Item(row.key, row.tag, row.expires, row.size, msgspec.structs.replace(known, headers=()))
-        else:
-            census.unreadable += 1
-
-
-def aliases(store: AnswerStore) -> dict[bytes, list[bytes]]:
-    """Key of an answer -> the keys of what points at it. Raises StoreError."""
-    found: dict[bytes, list[bytes]] = {}
-    for row in store.rows(_POINTER):
-        with suppress(ValueError):
-            if is_pointer(row.start):
-                found.setdefault(pointed(row.key, row.start), []).append(row.key)
-    return found
-
-
-def count(store: AnswerStore, tag: str | None = None) -> int:
-    """How many answers there are, or are of one tenant. Raises StoreError."""
-    rows = store.rows(_POINTER)
-    return sum([not is_pointer(row.start) for row in rows if tag is None or row.tag == tag])
-
-
-def _known(store: AnswerStore, row: Row) -> Known | None:
-    known = peek(row.start)
-    if known is None and len(row.start) < row.size:
-        # Its header fields are longer than anybody's.
-        with suppress(ValueError):
-            blob = store.get(row.key)
-            known = unseal(row.key, blob).known if blob is not None else None
-    return known

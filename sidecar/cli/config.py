@@ -1,13 +1,14 @@
 """`slipstream config`: show, validate, schema."""
 
 import json
+import re
 from typing import Any
 
 import click
 import msgspec
 
 from sidecar.cli.options import flags, loaded
-from sidecar.config import SECTIONS, CacheRule, Loaded, Section, UpstreamTable
+from sidecar.config import SECTIONS, Budget, CacheRule, Loaded, Section, UpstreamTable
 from sidecar.core.values import Duration, Patience, Size
 
 
@@ -52,12 +53,23 @@ def as_toml(found: Loaded) -> str:
             else:
                 lines.append(f"{field.name} = {_value(value)}  # {origin}")
         lines.append("")
+    for name, budget in found.config.budgets.items():
+        lines.append(f"[budgets.{_name(name)}]")
+        for key, value in msgspec.structs.asdict(budget).items():
+            origin = found.origins.get(f"budgets.{name}.{key}", "default")
+            lines.append(f"# {key} is not set" if value is None else f"{key} = {_value(value)}  # {origin}")
+        lines.append("")
     for upstream in found.config.upstreams:
         lines.append("[[upstreams]]")
         values = msgspec.structs.asdict(upstream)
         lines += [f"{name} = {_value(value)}" for name, value in values.items() if value is not None]
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _name(name: str) -> str:
+    """A TOML key."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
 def _value(value: object) -> str:
@@ -85,6 +97,7 @@ _UNITS: dict[Any, dict[str, Any]] = {
 def schema() -> dict[str, Any]:
     """JSON Schema of the file."""
     properties: dict[str, Any] = {name: _table_schema(table) for name, table in SECTIONS.items()}
+    properties["budgets"] = {"type": "object", "additionalProperties": _table_schema(Budget)}
     properties["upstreams"] = {"type": "array", "items": _table_schema(UpstreamTable)}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -32,7 +32,7 @@ from sidecar.stores.disk import DiskStore
 from sidecar.stores.jobs import JobStore
 from sidecar.tables import Semantic
 from sidecar.telemetry.log import make_logger, request_lines
-from sidecar.web.service import Service
+from sidecar.web.service import AdminPort, Service
 
 _PACE = 0.03
 
@@ -80,6 +80,7 @@ async def _shown(
         {
             "server.upstream": provider.url,
             "server.port": 0,
+            "admin.port": 0,
             "keepalive.interval": KEEPALIVE,
             "cache.mode": "semantic",
             "semantic.deadline": 1,  # it has only one try to show it, on whatever machine
@@ -96,6 +97,7 @@ async def _shown(
             answers=lambda: DiskStore.open(folder / "answers", config.cache.size),
             semantic=Parts(lambda: embed.load(config.semantic, data_dir(Config()))),
         ),
+        admin=AdminPort(folder) if keep else None,
     )
     async with service, aiohttp.ClientSession() as client:
         console.print(f"\n[bold]Slipstream[/] {service.url}  →  scripted provider {provider.url}\n")
@@ -107,7 +109,8 @@ async def _shown(
         else:
             console.print(f"\n[green]All {len(SCENES)} scenes did what they should.[/]")
         if keep:
-            await _stay(config, service.url, console)
+            assert service.admin is not None
+            await _stay(config, service.url, service.admin.url, console)
     return 1 if failed else 0
 
 
@@ -126,8 +129,8 @@ async def _play(stage: Stage, console: Console) -> int:
     return failed
 
 
-async def _stay(config: Config, url: str, console: Console) -> None:
-    console.print(banner(config, url), markup=False)
+async def _stay(config: Config, url: str, admin: str, console: Console) -> None:
+    console.print(banner(config, url, admin), markup=False)
     console.print('Try:  curl -N -d \'{"model":"any","stream":true,"messages":[]}\' \\', markup=False)
     console.print(f"        -H 'Content-Type: application/json' {url}/v1/chat/completions\n", markup=False)
     await asyncio.Event().wait()

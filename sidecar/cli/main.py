@@ -16,6 +16,7 @@ COMMANDS = {
     "env": "print the base-URL variables as export lines",
     "cache": "look into the stored answers, purge them, move them",
     "tune": "choose a similarity threshold from shadow records or labelled pairs",
+    "report": "percentiles, hit rates, slow phases from the log",
     "model": "get the model that questions are compared with",
     "config": "show, validate or describe the configuration",
 }

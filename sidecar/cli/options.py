@@ -17,9 +17,14 @@ _FLAGS = [
         "--port", "server__port", metavar="PORT", help="Port to listen on; 0 for a free one.  [8400]"
     ),
     click.option(
-        "--admin-host", "admin__host", metavar="ADDRESS", help="Reserved; nothing listens there yet."
+        "--admin-host", "admin__host", metavar="ADDRESS", help="Address of the admin port.  [127.0.0.1]"
     ),
-    click.option("--admin-port", "admin__port", metavar="PORT", help="Reserved; nothing listens there yet."),
+    click.option(
+        "--admin-port",
+        "admin__port",
+        metavar="PORT",
+        help="Port for metrics, figures and the dashboard; 0 for a free one.  [8401, or a free one]",
+    ),
     click.option(
         "--data-dir",
         "server__data_dir",

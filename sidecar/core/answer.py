@@ -9,7 +9,7 @@ import msgspec
 from sidecar.core.decode import Decoder
 from sidecar.core.dialects import OTHER_SSE, Dialect, Facts
 from sidecar.core.dialects.base import Framing, error_name, read_whole
-from sidecar.core.latency import Gaps
+from sidecar.core.gaps import Gaps
 from sidecar.core.lines import ArrayFramer, LineFramer
 from sidecar.core.sse import Framer, SSEFramer, data_of, has_id, name_of
 from sidecar.core.types import DeltaKind, Head, Intent, Request

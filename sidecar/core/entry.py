@@ -61,6 +61,8 @@ class Known(msgspec.Struct, frozen=True):
     ids_until: int | None = None
     gap: float = 0.0
     """Seconds between its events, on average, when it first came."""
+    took: float = 0.0
+    """Seconds from its request to its last byte, then."""
 
 
 class Entry:

@@ -18,16 +18,15 @@ import math
 import re
 import secrets
 import time
-from array import array
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
+from sidecar.core.gaps import NO_GAPS, Gaps
 from sidecar.core.spans import Spans
 from sidecar.core.types import Outcome, Timings
 
-_GAPS = 8192
 _LONGEST_TIMING = 1024
 """Bytes of a `Server-Timing` header after which no further phase is named."""
 _TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?", re.DOTALL)
@@ -41,44 +40,6 @@ def next_request_id() -> str:
     """The id of one more request."""
     return f"{_RUN}{next(_NUMBERS):08x}"
 
-
-class Gaps:
-    """Gaps between events, in seconds, in bounded memory.
-
-    Up to 8192 are all kept. Past that, every second, then every fourth, ... stands for its
-    neighbours; the maximum is always exact.
-    """
-
-    __slots__ = ("_kept", "_skip", "_stride", "longest")
-
-    def __init__(self) -> None:
-        self._kept = array("f")
-        self._stride = 1
-        self._skip = 0
-        self.longest = 0.0
-
-    def add(self, gap: float) -> None:
-        self.longest = max(self.longest, gap)
-        if self._skip:
-            self._skip -= 1
-            return
-        self._kept.append(gap)
-        self._skip = self._stride - 1
-        if len(self._kept) > _GAPS:
-            self._kept = self._kept[::2]
-            self._stride *= 2
-            self._skip = self._stride - 1
-
-    def percentiles(self, *shares: float) -> list[float | None]:
-        """Nearest-rank percentiles; None where there was no gap."""
-        if not self._kept:
-            return [None] * len(shares)
-        ordered = sorted(self._kept)
-        last = len(ordered) - 1
-        return [ordered[min(last, math.ceil(share * len(ordered)) - 1)] for share in shares]
-
-
-NO_GAPS = Gaps()
 
 CacheResult = Literal["hit", "miss", "bypass", "collapsed", "off"]
 
@@ -106,6 +67,10 @@ class Trace(msgspec.Struct):
     trace_id: str | None = None
     tenant: str | None = None
     feature: str | None = None
+    parent: bytes | None = None
+    """The request's `traceparent`."""
+    failed: str | None = None
+    """What came of the call for which a stored answer stands in: a status, or a kind of error."""
     labels: Labels = NO_LABELS
     stream: bool = False
     stream_id: str | None = None
@@ -168,6 +133,26 @@ class Heard(msgspec.Struct, frozen=True):
     gaps: Gaps = NO_GAPS
 
 
+class Aside(msgspec.Struct, frozen=True):
+    """What figures are made of beside the line."""
+
+    gaps: Gaps = NO_GAPS
+    own: bool = False
+    """It made a call upstream, or had its app make an answer."""
+    saved: float | None = None
+    """Seconds that the answer took when it was made, of one out of the cache."""
+    parent: bytes | None = None
+    """The request's `traceparent`."""
+    failed: str | None = None
+    """See `Trace`."""
+
+
+NOTHING = Aside()
+
+FEATURES = {"chat": "chat", "text_completion": "completion", "generate_content": "chat"}
+"""What a request counts as that names no feature, by its operation."""
+
+
 def trace_id(traceparent: bytes | None) -> str | None:
     """The trace id of a valid W3C `traceparent` (version 00 and up), else None."""
     found = _TRACEPARENT.fullmatch(traceparent) if traceparent is not None else None
@@ -178,7 +163,7 @@ def trace_id(traceparent: bytes | None) -> str | None:
     return found[2].decode()
 
 
-def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
+def record(trace: Trace, heard: Heard, now: float) -> dict[str, Any]:
     """The fields of the latency line, in the order people read them."""
     begun = trace.started
     timings = None if trace.joined else trace.timings
@@ -235,7 +220,8 @@ def record(trace: Trace, heard: Heard, now: float) -> dict[str, object]:
         "keepalives": trace.keepalives,
         "resumed_from": trace.resumed_from,
         "retries": timings.retries if timings is not None else 0,
-        "feature": trace.feature,
+        "feature": trace.feature or FEATURES.get(labels.operation or ""),
+        "budget_exceeded": None,
         "error": trace.error,
     }
 

@@ -6,6 +6,7 @@ Times (`250ms`, `10m`), sizes (`64MiB`), URLs of upstreams.
 import difflib
 import math
 import re
+from ipaddress import ip_address
 from typing import TypeGuard
 from urllib.parse import urlsplit
 
@@ -82,6 +83,16 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def upstream_url(key: str, url: str) -> str:

@@ -80,6 +80,7 @@ _CARRIED = (
     "output_tokens",
     "cached_input_tokens",
     "reasoning_tokens",
+    "took",
 )
 
 

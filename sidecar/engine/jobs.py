@@ -64,10 +64,10 @@ class Jobs:
         self._most = queue
         self._jobs: dict[str, Job] = {}
         self._sealed: WeakValueDictionary[str, Live] = WeakValueDictionary()
-        self._queue: deque[str] = deque()
+        self.queue: deque[str] = deque()
         self._adding: dict[str, tuple[Ask, asyncio.Task[Job]]] = {}
         self._forsaken: set[str] = set()
-        self._running = 0
+        self.running = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._sweeper: asyncio.TimerHandle | None = None
@@ -93,7 +93,7 @@ class Jobs:
 
     async def submit(self, record: JobRecord, order: Order, work: Work, ask: Ask) -> Job:
         """Take on a job; it is on disk when this returns. Raises RefusedError."""
-        if len(self._queue) + len(self._adding) >= self._most:
+        if len(self.queue) + len(self._adding) >= self._most:
             raise RefusedError("overloaded", f"{self._most} jobs are waiting", close=False)
         adding = self._spawn(self._add(record, order, work.answer, work.labels, ask))
         self._adding[record.id] = (ask, adding)
@@ -145,8 +145,8 @@ class Jobs:
         job = self._jobs.get(name)
         if job is None:
             await self._disk.record(name)
-        elif name in self._queue:
-            self._queue.remove(name)
+        elif name in self.queue:
+            self.queue.remove(name)
             await asyncio.shield(self._spawn(self._cancel_queued(job, fault)))
         elif not job.done.is_set():
             self._hub.cancel(job.live, fault)
@@ -162,7 +162,7 @@ class Jobs:
     def drain(self) -> None:
         """Begin no more jobs. What is queued stays on disk; whoever waits for it need not wait here."""
         self._stopping = True
-        for name in self._queue:
+        for name in self.queue:
             job = self._jobs[name]
             job.live.recording.finish(_DRAINING)
             job.done.set()
@@ -172,7 +172,7 @@ class Jobs:
         self._stopping = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        begun = [self._spawn(job.done.wait()) for name, job in self._jobs.items() if name not in self._queue]
+        begun = [self._spawn(job.done.wait()) for name, job in self._jobs.items() if name not in self.queue]
         if begun:
             await asyncio.wait(begun, timeout=_LAST_WRITES)
         for task in list(self._tasks):
@@ -202,16 +202,16 @@ class Jobs:
         live.held = True
         self._hub.publish(live, record.id)
         job = self._jobs[record.id] = Job(record, live, ask)
-        self._queue.append(record.id)
+        self.queue.append(record.id)
         if self._stopping:
             self.drain()
         self._kick()
         return job
 
     def _kick(self) -> None:
-        while self._queue and self._running < self._concurrency and not self._stopping:
-            self._running += 1
-            self._spawn(self._run(self._jobs[self._queue.popleft()]))
+        while self.queue and self.running < self._concurrency and not self._stopping:
+            self.running += 1
+            self._spawn(self._run(self._jobs[self.queue.popleft()]))
 
     async def _run(self, job: Job) -> None:
         live = job.live
@@ -225,7 +225,7 @@ class Jobs:
             self._on_fault(error)
             live.recording.finish(End(Outcome.REFUSED, Fault("internal", "see the log of the sidecar")))
         finally:
-            self._running -= 1
+            self.running -= 1
         await self._finish(job)
         self._kick()
 
@@ -247,7 +247,7 @@ class Jobs:
         try:
             await self._disk.drop(record)
         except RefusedError:
-            self._queue.appendleft(record.id)  # on disk it is still there, and would run after a restart
+            self.queue.appendleft(record.id)  # on disk it is still there, and would run after a restart
             self._kick()
             raise
         job.live.recording.finish(End(Outcome.CANCELLED, fault))

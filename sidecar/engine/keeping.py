@@ -76,5 +76,6 @@ def _known(live: Live, keep: Keep, head: Head, now: float) -> Known:
         deltas=answer.deltas,
         first_kind=answer.first_kind,
         ids_until=answer.ids_until if answer.ids_until != NEVER else None,
+        took=max(live.arrived - live.timings.started, 0.0) if live.timings.started else 0.0,
         gap=spoken / (answer.deltas - 1) if answer.deltas > 1 and spoken > 0 else 0.0,
     )

@@ -22,9 +22,11 @@ from sidecar.engine.jobstate import status_of
 from sidecar.engine.shelf import Shelf
 from sidecar.serving.asks import Asks
 from sidecar.serving.backend import Backend, Upstreams
+from sidecar.serving.board import Board
 from sidecar.serving.calls import Calls
+from sidecar.serving.export import exporter
 from sidecar.serving.follow import Follow
-from sidecar.serving.front import Front, Log
+from sidecar.serving.front import Front, Line
 from sidecar.serving.own import Own
 from sidecar.serving.routes import Routes
 from sidecar.serving.semantics import Parts, Semantics
@@ -32,6 +34,8 @@ from sidecar.serving.submit import Submit, prepared
 from sidecar.serving.webhooks import Webhooks, allowed, target
 from sidecar.stores.base import AnswerStore
 from sidecar.stores.jobs import JobRecord, JobStore, StoreError
+from sidecar.telemetry.meter import Meter
+from sidecar.telemetry.pulse import Pulse
 from sidecar.upstream.client import Client
 
 _LAST_WORDS = 2.0
@@ -62,15 +66,16 @@ class Assembly:
         config: Config,
         secret: bytes,
         log: FilteringBoundLogger,
-        lines: Log,
+        lines: Callable[[Line], None],
         stores: Stores,
         *,
+        dropped: Callable[[], int] = lambda: 0,
         tls: ssl.SSLContext | None = None,
         backend: Callable[[Hub], Backend] | None = None,
     ) -> None:
-        """`lines` takes the latency lines, `log` everything else. `tls` is for calls to upstreams; the
-        system's trust store when left out. `backend`: makes the answers; the configured upstreams when left
-        out.
+        """`lines` takes the latency lines, `log` everything else. `dropped`: how many of them were lost.
+        `tls` is for calls to upstreams; the system's trust store when left out. `backend`: makes the
+        answers; the configured upstreams when left out.
 
         Raises ConfigError.
         """
@@ -98,9 +103,10 @@ class Assembly:
             self.backend = Upstreams(Routes(config), self.hub.start, secret, config.limits.headers)
         asks = Asks(config, self.backend, secret, self.answers.count, self.answers.generation)
         calls = Calls(config, asks, self.hub, follow, self.answers)
+        disk = JobDisk(stores.jobs)
         self.jobs = Jobs(
             self.hub,
-            JobDisk(stores.jobs),
+            disk,
             lambda record, order: prepared(asks, record, order),
             self._job_ended,
             self._tell,
@@ -111,7 +117,16 @@ class Assembly:
         )
         own = Own(secret, follow, self.jobs)
         submit = Submit(config, secret, asks, follow, self.jobs, origins)
-        self.front = Front(config, self.backend, calls, own, submit, lines, self.on_fault)
+        self.meter = Meter(config, lines, log, self.on_fault, self.backend.routes.places)
+        self.front = Front(config, self.backend, calls, own, submit, self.meter.take, self.on_fault)
+        parts = (self.hub, self.jobs, self.cache, self.semantics)
+        self.board = Board(config, self.meter, self.front, *parts, dropped)
+        if not disk.there:
+            self.board.no_jobs = "background jobs need a data folder; see --data-dir"
+        self._pulse = Pulse(self.board.late, self.meter.watch)
+        self._otel = exporter(config.otel, self.backend.routes.places, self.meter.metrics.snapshot, log)
+        if self._otel is not None:
+            self.meter.span = self._otel.span
 
     async def start(self) -> None:
         """Open what is on disk; requests may be served when this returns."""
@@ -127,6 +142,10 @@ class Assembly:
             await self.jobs.start()  # what an earlier process left is taken up before anything new
         except StoreError as error:
             self._log.warning("no_jobs", reason=str(error))
+            self.board.no_jobs = str(error)
+        if self._config.metrics.enabled:
+            self._pulse.start()
+        self.board.started = True
 
     async def drain(self, grace: float) -> bool:
         """Drain for at most `grace` seconds, then end what is left with an error the client can see.
@@ -134,6 +153,7 @@ class Assembly:
         New requests get 503. Returns whether everything had ended by itself. What is on disk is closed then.
         """
         self.front.draining = True
+        self._pulse.stop()
         self.jobs.drain()
         if self.semantics is not None:
             self.semantics.drain()
@@ -156,6 +176,8 @@ class Assembly:
         if self.semantics is not None:
             await self.semantics.close()
         await self.cache.close()
+        if self._otel is not None:
+            self._otel.close()
         return clean
 
     def close(self) -> None:
@@ -193,6 +215,7 @@ class Assembly:
 
     def _in_memory_only(self, reason: str) -> None:
         self._log.warning("cache_in_memory_only", reason=reason)
+        self.board.memory_only = reason
         if self.semantics is not None:
             self.semantics.without("it needs stored answers on disk; see --data-dir")
 
@@ -204,21 +227,26 @@ class Assembly:
 
     def _job_ended(self, record: JobRecord) -> None:
         self.backend.unqueued(record.id)
-        details, error = record.details, record.error
-        self._log.info(
-            "job",
-            job_id=record.id,
-            status=record.status,
-            tenant=record.labels.get("tenant"),
-            path=record.labels.get("path"),
-            model=record.labels.get("model"),
-            queued_ms=round((record.started - record.created) * 1000, 3) if record.started else None,
-            total_ms=round((record.ended - record.created) * 1000, 3) if record.ended else None,
-            events=details.get("events"),
-            input_tokens=details.get("input_tokens"),
-            output_tokens=details.get("output_tokens"),
-            error=error.kind if error is not None else None,
-        )
+        details, labels, error = record.details, record.labels, record.error
+        line = {
+            "job_id": record.id,
+            "status": record.status,
+            "tenant": labels.get("tenant"),
+            "path": labels.get("path"),
+            "model": labels.get("model"),
+            "queued_ms": round((record.started - record.created) * 1000, 3) if record.started else None,
+            "total_ms": round((record.ended - record.created) * 1000, 3) if record.ended else None,
+            "events": details.get("events"),
+            "input_tokens": details.get("input_tokens"),
+            "output_tokens": details.get("output_tokens"),
+            "feature": labels.get("feature") or "batch",
+            "error": error.kind if error is not None else None,
+        }
+        self._log.info("job", **line)
+        called = (record.ended - record.started) * 1000 if record.ended and record.started else None
+        more = {name: labels.get(name) for name in ("upstream", "provider", "operation")}
+        told = {**line, **more, "response_model": details.get("response_model"), "called_ms": called}
+        self.meter.take_job(told)
 
     async def _tell(self, record: JobRecord, jobs: Jobs) -> None:
         """POST a job's end to the URL its client named, as long as configuration allows it."""
@@ -244,6 +272,7 @@ class Assembly:
 
     def on_fault(self, error: BaseException) -> None:
         """Say in the log that we have made a mistake."""
+        self.board.faults += 1
         # The type and place, not the message: it might quote a request.
         frame = error.__traceback__
         while frame is not None and frame.tb_next is not None:

@@ -7,10 +7,11 @@ latency line, whatever becomes of it.
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 from sidecar.config import Config
 from sidecar.core.errors import RefusedError, outcome_of, status_of
-from sidecar.core.latency import trace_id
+from sidecar.core.latency import Aside, trace_id
 from sidecar.core.types import Fault, Outcome
 from sidecar.serving import intake
 from sidecar.serving.backend import Backend
@@ -21,8 +22,8 @@ from sidecar.serving.shell import Arriving, ClientGoneError
 from sidecar.serving.submit import Submit
 from sidecar.serving.visit import Visit, name
 
-Line = dict[str, object]
-Log = Callable[[Line], None]
+Line = dict[str, Any]
+Take = Callable[[Line, Aside], None]
 
 
 class Front:
@@ -35,29 +36,34 @@ class Front:
         calls: Calls,
         own: Own,
         submit: Submit,
-        log: Log,
+        take: Take,
         on_fault: Callable[[BaseException], None],
     ) -> None:
-        """`log` gets the fields of one latency line per request, `on_fault` mistakes of our own."""
+        """`take` gets the fields of one latency line per request, `on_fault` mistakes of our own."""
         self._config = config
         self._backend = backend
         self._calls = calls
         self._own = own
         self._submit = submit
-        self._log = log
+        self._take = take
         self._on_fault = on_fault
         self.written: Callable[[Visit, Line], None] = lambda _visit, _line: None
         """Told of each request that was answered from memory, and its line."""
         self.draining = False
-        self.active = 0
+        self.visits: set[Visit] = set()
         """Requests being served."""
         self.idle = asyncio.Event()
         """Set while no request is being served."""
         self.idle.set()
 
+    @property
+    def active(self) -> int:
+        """How many requests are being served."""
+        return len(self.visits)
+
     async def handle(self, visit: Visit, raw: Arriving) -> None:
         """Serve one request to its end. Raises what nobody expects, after noting it."""
-        self.active += 1
+        self.visits.add(visit)
         self.idle.clear()
         try:
             try:
@@ -81,8 +87,8 @@ class Front:
                 visit.reply.cut()
             raise
         finally:
-            self.active -= 1
-            if not self.active:
+            self.visits.discard(visit)
+            if not self.visits:
                 self.idle.set()
             self.account(visit)
 
@@ -94,7 +100,8 @@ class Front:
         if self.draining:
             reply.keep_alive = False
         visit.dialect = backend.dialect(request, None)
-        trace.trace_id = trace_id(request.fields.get(b"traceparent"))
+        trace.parent = request.fields.get(b"traceparent")
+        trace.trace_id = trace_id(trace.parent)
         asking = backend.caller(request, raw)
         trace.tenant = asking.tenant
         trace.feature = name(request.fields.get(b"slipstream-feature"))
@@ -164,7 +171,7 @@ class Front:
     def _write(self, visit: Visit, now: float) -> None:
         try:
             line = visit.line(now)
-            self._log(line)
+            self._take(line, visit.aside())
             if visit.hit is not None:
                 self.written(visit, line)
         except Exception as error:  # noqa: BLE001 - reason: the answer is out; its line must not disturb it

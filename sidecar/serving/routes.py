@@ -107,6 +107,11 @@ class Routes:
         return route
 
     @property
+    def places(self) -> dict[str, tuple[str, int]]:
+        """Host and port of each upstream, by name."""
+        return {route.name: (route.origin.host, route.origin.port) for route in self._routes}
+
+    @property
     def headers(self) -> frozenset[bytes]:
         """The header fields, in lower case, that choose an upstream."""
         return frozenset(route.header for route in self._routes if route.header is not None)

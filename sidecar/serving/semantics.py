@@ -61,6 +61,8 @@ class Semantics:
         self._log = log
         self._task: asyncio.Task[None] | None = None
         self._preparing = False
+        self.missing: str | None = "it waits for the store of answers"
+        """Why it is not there; None once it is."""
         self._on_fault = on_fault
         self.cache = SemanticCache(cache.counts, cache.number, self._failing, on_fault)
         records = None
@@ -80,6 +82,7 @@ class Semantics:
         """Begin to bring it up, unless it is about to end. For when the store is open."""
         if self.cache.closing:
             return
+        self.missing = "the model and the stored questions are being loaded"
         self._task = asyncio.get_running_loop().create_task(self._open())
 
     async def started(self, patience: float) -> None:
@@ -92,7 +95,7 @@ class Semantics:
         begun = time.perf_counter()
         try:
             if self._parts.prepare is not None:
-                self._preparing = True
+                self._preparing, self.missing = True, "the model is being fetched"
                 there = await self._parts.prepare()
                 self._preparing = False
                 if not there:
@@ -109,11 +112,13 @@ class Semantics:
         else:
             if questions is None:
                 return
+            self.missing = None
             took = round((time.perf_counter() - begun) * 1000)
             self._log.info("semantic_ready", questions=questions, took_ms=took)
 
     def without(self, reason: str) -> None:
         """It is not there, and will not be."""
+        self.missing = reason
         self._log.warning("semantic_off", reason=reason, effect=_EFFECT)
 
     def _make(self) -> "Matcher":

@@ -241,17 +241,21 @@ class Turn:
         entry, keep = self._spare, self._ask.keep
         assert entry is not None
         assert keep is not None
-        now = self._answers.clock()
-        self._visit.trace.cache, self._visit.trace.cache_kind = "hit", "stale"
+        now, trace = self._answers.clock(), self._visit.trace
+        joined, trace.cache, trace.cache_kind = trace.joined, "hit", "stale"
+        end = failed.recording.end
+        kind = end.fault.kind if end is not None and end.fault is not None else None
+        if not joined:  # else the request tells of it that made the call
+            trace.failed = str(status) if status is not None else kind
         self._answers.count("hit_stale")
         await self._serve(entry, stale_status(entry.known, keep.terms, now, status), now)
         # What it waited for was the call that failed.
-        self._visit.trace.timings, self._visit.trace.joined = failed.timings, False
+        trace.timings, trace.joined = failed.timings, False
 
     async def _serve(self, entry: Entry, status: bytes, now: float) -> Live | None:
         """Returns what was read; None for an answer that is no stream."""
         visit, caller = self._visit, self._caller
-        visit.trace.joined = True
+        visit.trace.joined, visit.took = True, entry.known.took
         fields = ((b"Cache-Status", status), (b"Age", age(entry.known, now)))
         if not entry.known.stream:
             await self._whole(self._answers.renewed(entry), fields)

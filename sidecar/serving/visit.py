@@ -1,12 +1,15 @@
 """One client request while it is served, and the line that is left of it."""
 
+from typing import Any
+
 import msgspec
 
 from sidecar.cache.inquiry import Inquiry
 from sidecar.core.caching import Wish
 from sidecar.core.dialects import Dialect
 from sidecar.core.entry import Entry, Known
-from sidecar.core.latency import Heard, Trace, record
+from sidecar.core.gaps import NO_GAPS
+from sidecar.core.latency import Aside, Heard, Trace, record
 from sidecar.core.policy import end_of_leaving
 from sidecar.core.types import Outcome, Request
 from sidecar.engine.pump import Keep, Live
@@ -32,7 +35,19 @@ class Hit(msgspec.Struct):
 class Visit:
     """What belongs to one request."""
 
-    __slots__ = ("dialect", "hit", "inquiry", "live", "logged", "reply", "root", "stored", "taken", "trace")
+    __slots__ = (
+        "dialect",
+        "hit",
+        "inquiry",
+        "live",
+        "logged",
+        "reply",
+        "root",
+        "stored",
+        "taken",
+        "took",
+        "trace",
+    )
 
     def __init__(self, method: str, reply: Reply, root: str = "") -> None:
         """`root`: see `Arriving`."""
@@ -47,6 +62,8 @@ class Visit:
         """What it was answered with, if that was at hand."""
         self.inquiry: Inquiry | None = None
         """What was looked for among other questions."""
+        self.took = 0.0
+        """Seconds that it took to make the stored answer that it was answered with."""
         self.taken = False
         """The client has been sent all that there was of the answer."""
         self.logged = False
@@ -60,7 +77,7 @@ class Visit:
         end = live.recording.end or end_of_leaving(over=answer.over, declared_error=answer.facts.error)
         return end.outcome if end is not None else Outcome.CANCELLED
 
-    def line(self, now: float) -> dict[str, object]:
+    def line(self, now: float) -> dict[str, Any]:
         """The latency line of a request that ended at `now` (`time.perf_counter`)."""
         trace, live, inquiry = self.trace, self.live, self.inquiry
         if inquiry is not None:
@@ -78,6 +95,18 @@ class Visit:
                 trace.outcome = Outcome.UPSTREAM_ERROR
         sent = self.reply.sent
         return record(trace, _remembered(self.stored, sent) if self.stored else heard(live, sent), now)
+
+    def aside(self) -> Aside:
+        """What figures are made of beside that line."""
+        trace, live = self.trace, self.live
+        called = live is not None and live.timings.started > 0 and not trace.joined
+        return Aside(
+            gaps=live.answer.gaps if live is not None and trace.resumed_from is None else NO_GAPS,
+            own=called and trace.cache != "hit",
+            saved=self.took if trace.cache_kind in ("exact", "semantic") else None,
+            parent=trace.parent,
+            failed=trace.failed,
+        )
 
 
 def heard(live: Live | None, sent: int) -> Heard:

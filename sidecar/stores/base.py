@@ -1,8 +1,8 @@
 """What a store of sealed answers is: bytes under a key, for a time, in bounded room.
 
 The store knows nothing of what the bytes say. It may lose an entry at any time, and may not return another
-one instead. Its methods block: they are for threads. One thread at a time calls `get`, one at a time all
-the others; `generation` may be read from anywhere, and each `ChangeLog` has a thread of its own.
+one instead. Its methods block: they are for threads, of which several may call it at once. `generation` may
+be read from anywhere, and each `ChangeLog` has a thread of its own.
 
 Of entries whose question may be asked in other words it keeps a log as well: whoever compares questions reads
 the log to its end, and then what is new at its end. A row of the log is there only as long as its entry, and
@@ -175,9 +175,10 @@ class AnswerStore(Protocol):
     def served_key(self, name: str) -> bytes | None:
         """What was given under this id, as far as that is remembered."""
 
-    def rows(self, start: int) -> Iterator[Row]:
-        """All entries whose time is not over, each with its first `start` bytes, in no particular order.
-        What is put or removed meanwhile may be missing or not."""
+    def rows(self, start: int, *, newest: bool = False) -> Iterator[Row]:
+        """All entries whose time is not over, each with its first `start` bytes, in no particular order; or,
+        `newest`, those first that came last, or nearly so. What is put or removed meanwhile may be missing or
+        not."""
 
     def stats(self) -> StoreStats:
         """How much there is, expired entries included."""

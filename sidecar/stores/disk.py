@@ -22,6 +22,7 @@ from sidecar.stores.changes import DiskLog
 from sidecar.stores.diskbytes import (
     COUNT,
     GET,
+    LAST,
     OVER,
     PUT,
     THERE,
@@ -209,11 +210,11 @@ class DiskStore:
         with self._changing():
             return changes.served_key(self._writer, name)
 
-    def rows(self, start: int) -> Iterator[Row]:
-        last: int | None = 0
+    def rows(self, start: int, *, newest: bool = False) -> Iterator[Row]:
+        last: int | None = LAST if newest else 0
         while last is not None:
             with self._changing():
-                batch, last = listed(self._writer, last, self._clock(), start)
+                batch, last = listed(self._writer, last, self._clock(), start, newest=newest)
             yield from batch
 
     def stats(self) -> StoreStats:

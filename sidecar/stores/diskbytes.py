@@ -29,6 +29,7 @@ __all__ = [
     "COUNT",
     "DBNAME",
     "GET",
+    "LAST",
     "OVER",
     "PUT",
     "SETTINGS",
@@ -67,10 +68,13 @@ OVER = (
     " (SELECT rowid FROM Cache WHERE expire_time <= ? ORDER BY expire_time LIMIT 10)"
 )
 _ROWS = (
-    "SELECT rowid, key, tag, expire_time FROM Cache WHERE rowid > ? AND raw = 1 AND mode = 1"
+    "SELECT rowid, key, tag, expire_time FROM Cache WHERE rowid {} ? AND raw = 1 AND mode = 1"
     " AND expire_time > ? AND typeof(key) = 'blob' AND typeof(tag) = 'text' AND typeof(value) = 'blob'"
-    " ORDER BY rowid LIMIT 100"
+    " ORDER BY rowid {} LIMIT 100"
 )
+_FORWARDS, _BACKWARDS = _ROWS.format(">", "ASC"), _ROWS.format("<", "DESC")
+LAST = (1 << 63) - 1
+"""A number that follows those of all entries."""
 
 
 def _front(key: bytes, size: int) -> bytes:
@@ -100,13 +104,13 @@ def unwrap(key: bytes, value: bytes, small: int = _SMALL) -> bytes:
 
 
 def listed(
-    connection: sqlite3.Connection, after: int, now: float, start: int
+    connection: sqlite3.Connection, after: int, now: float, start: int, *, newest: bool
 ) -> tuple[list[Row], int | None]:
     """Some entries that follow the number `after`, with the first `start` bytes of each; and the number that
-    others may follow."""
+    others may follow. `newest`: they come before it, the largest first."""
     found = []
     connection.execute("BEGIN")
-    rows = connection.execute(_ROWS, (after, now)).fetchall()
+    rows = connection.execute(_BACKWARDS if newest else _FORWARDS, (after, now)).fetchall()
     for rowid, key, tag, expires in rows:
         with connection.blobopen("Cache", "value", rowid, readonly=True) as value:
             begin = value.read(_FRONT + start)

@@ -140,9 +140,11 @@ class MemoryStore:
             held = self._kept.peek(key)
             return key if held is not None and held.life == life else None
 
-    def rows(self, start: int) -> Iterator[Row]:
+    def rows(self, start: int, *, newest: bool = False) -> Iterator[Row]:
         with self._open():
             now, items = self._clock(), list(self._kept.items())
+        if newest:
+            items.reverse()
         for key, kept in items:
             if kept.expires > now:
                 yield Row(key, kept.tag, kept.expires, len(kept.blob), kept.blob[:start])

@@ -15,6 +15,9 @@ _MARK = {
 }
 
 
+_LATE = {"ttft_ms": "first token by", "total_ms": "end by"}
+
+
 def console_line(fields: Mapping[str, Any]) -> str:
     """Render an event. Control characters never reach the terminal."""
     clock = str(fields.get("timestamp", ""))[11:19]
@@ -44,6 +47,10 @@ def _request(line: Mapping[str, Any]) -> str:
     if line["output_tokens"] is not None:
         rate = f" at {line['tokens_per_second']:g}/s" if line["tokens_per_second"] else ""
         parts.append(f"tokens {line['input_tokens'] or 0}+{line['output_tokens']}{rate}")
+    over = line["budget_exceeded"]
+    if over is not None:
+        told = [f"{what} {_time(over[name])}" for name, what in _LATE.items() if over[name] is not None]
+        parts.append(f"late: {', '.join(told)}, most of it {over['phase']} (budget {over['budget']})")
     if line["keepalives"]:
         parts.append(f"keepalives {line['keepalives']}")
     return "  ".join(parts)

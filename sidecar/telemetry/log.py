@@ -33,6 +33,8 @@ class LineWriter:
         self._lines: list[bytes] = []
         self._queued = 0
         self._dropped = 0
+        self.dropped = 0
+        """Lines that were lost since the beginning."""
         self._lock = threading.Condition()
         self._handed: list[bytes] = []
         self._pending = 0
@@ -46,6 +48,7 @@ class LineWriter:
         """Queue one line, newline included."""
         if self._queued + self._pending + len(line) > _BUFFER:
             self._dropped += 1
+            self.dropped += 1
             return
         self._lines.append(line)
         self._queued += len(line)
@@ -168,17 +171,17 @@ def _console(_logger: WrappedLogger, name: str, fields: EventDict) -> bytes:
 
 
 def _render_json(level: str, event: str, fields: Mapping[str, object]) -> bytes:
-    line = {"timestamp": _now(), "level": level, "event": event, **fields}
+    line = {"timestamp": now(), "level": level, "event": event, **fields}
     return orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _render_console(level: str, event: str, fields: Mapping[str, object]) -> bytes:
-    line = console_line({"timestamp": _now(), "level": level, "event": event, **fields})
+    line = console_line({"timestamp": now(), "level": level, "event": event, **fields})
     return line.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def _now() -> str:
-    """ISO 8601, UTC. The part down to the second is made once a second."""
+def now() -> str:
+    """The time, in ISO 8601, UTC. The part down to the second is made once a second."""
     now = time.time()
     second = int(now)
     return f"{_second(second)}.{int((now - second) * 1_000_000):06d}Z"

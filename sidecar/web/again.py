@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sidecar.core.caching import Wish, age, freshness, hit_status
-from sidecar.core.latency import next_request_id, trace_id
+from sidecar.core.latency import Aside, next_request_id, trace_id
 from sidecar.core.lru import Lru
 from sidecar.core.types import Request
 from sidecar.engine.answers import Answers
 from sidecar.engine.pump import Keep, Live
+from sidecar.serving.front import Take
 
 if TYPE_CHECKING:
     from sidecar.serving.visit import Visit
@@ -65,6 +66,8 @@ class _Known(msgspec.Struct, frozen=True):
     before: bytes
     after: bytes
     line: Mapping[str, object]
+    took: float
+    """Seconds that it took to make the answer."""
 
 
 class Again:
@@ -75,16 +78,16 @@ class Again:
         answers: Answers,
         secret: bytes,
         routed: frozenset[bytes],
-        log: Callable[[dict[str, object]], None],
+        take: Take,
         on_fault: Callable[[BaseException], None],
     ) -> None:
-        """`routed`: header fields, in lower case, that choose an upstream. `log` gets the latency lines,
+        """`routed`: header fields, in lower case, that choose an upstream. `take` gets the latency lines,
         `on_fault` mistakes of our own."""
         self._answers = answers
         self._secret = secret
         self._routed = routed
         self._generation = 0
-        self._log = log
+        self._take = take
         self._on_fault = on_fault
         self._known: Lru[_Known] = Lru(_ROOM)
         self._seen: Lru[bool] = Lru(_SEEN)
@@ -124,6 +127,7 @@ class Again:
             before=before + b"\r\nCache-Status: ",
             after=b"".join([*kept, _TIMING, b"\r\n", framed]),
             line=line,
+            took=visit.took,
         )
         self._known.put(name, known, _FIXED + len(head) + len(body))
 
@@ -153,7 +157,7 @@ class Again:
         transport.write(head + known.after)
         answers.count("hit_memory")
         try:
-            self._tell(known, trace_id(parent), time.perf_counter() - begun)
+            self._tell(known, parent, time.perf_counter() - begun)
         except Exception as error:  # noqa: BLE001 - reason: the answer is out; its line must not disturb it
             self._on_fault(error)
         return True
@@ -180,19 +184,19 @@ class Again:
                     data = data[:start] + kept + data[end + 2 :]
         return hashlib.blake2b(data, key=self._secret, digest_size=32).digest(), parent
 
-    def _tell(self, known: _Known, trace: str | None, took: float) -> None:
+    def _tell(self, known: _Known, parent: bytes | None, took: float) -> None:
         milliseconds = int(took * 1e6 + 0.5) / 1000
         line: dict[str, Any] = {
             **known.line,
             "request_id": next_request_id(),
-            "trace_id": trace,
+            "trace_id": trace_id(parent),
             "ttfb_ms": milliseconds,
             "total_ms": milliseconds,
             "overhead_ms": milliseconds,
         }
         if line["ttft_ms"] is not None:
             line["ttft_ms"] = milliseconds
-        self._log(line)
+        self._take(line, Aside(saved=known.took, parent=parent))
 
 
 def _is(whole: bytes, request: Request, body: bytes) -> bool:

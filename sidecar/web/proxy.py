@@ -7,9 +7,9 @@ from typing import cast
 from sidecar.config import Config
 from sidecar.core.errors import RefusedError, outcome_of, status_of
 from sidecar.core.headers import render
-from sidecar.core.latency import Trace, record
+from sidecar.core.latency import NOTHING, Trace, record
 from sidecar.serving.errors import error_parts, reason
-from sidecar.serving.front import Front, Line, Log
+from sidecar.serving.front import Front, Line, Take
 from sidecar.serving.visit import Visit, heard
 from sidecar.web.again import Again
 from sidecar.web.incoming import Incoming
@@ -20,12 +20,12 @@ from sidecar.web.server import Protocol
 class Proxy:
     """Serves what comes. One per process."""
 
-    def __init__(self, config: Config, front: Front, again: Again, log: Log) -> None:
-        """`log` gets the latency lines of connections that brought no request."""
+    def __init__(self, config: Config, front: Front, again: Again, take: Take) -> None:
+        """`take` gets the latency lines of connections that brought no request."""
         self._config = config
         self._front = front
         self._again = again
-        self._log = log
+        self._take = take
         front.written = self._remember
 
     def again(self, protocol: Protocol, data: bytes) -> bool:
@@ -62,7 +62,7 @@ class Proxy:
             error.fault.kind,
             status,
         )
-        self._log(record(trace, heard(None, len(body)), time.perf_counter()))
+        self._take(record(trace, heard(None, len(body)), time.perf_counter()), NOTHING)
 
     def _remember(self, visit: Visit, line: Line) -> None:
         self._again.remember(visit, cast("Reply", visit.reply), line)

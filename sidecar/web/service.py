@@ -3,20 +3,39 @@
 import asyncio
 import ssl
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.config import Config
 from sidecar.serving.assembly import Assembly, Stores
-from sidecar.serving.front import Log
+from sidecar.serving.front import Line
+from sidecar.web.admin.entries import Entries
+from sidecar.web.admin.server import Admin
 from sidecar.web.again import Again
 from sidecar.web.proxy import Proxy
 from sidecar.web.server import Server
 
-_SPARE = 64
-"""Descriptors for everything that is not a connection: log, data folder, libraries."""
+_SPARE = 128
+"""Descriptors for all that is no client of the proxy: log, data folder, libraries, the admin port. Where
+there are few, half of them."""
+
+
+class AdminPort(msgspec.Struct, frozen=True):
+    """What the admin port needs beside its configuration."""
+
+    folder: Path | None = None
+    """The data folder; None where there is none."""
+    moves: bool = False
+    """Whether it takes a free port when the configured one is taken."""
+
+
+class AdminPortError(Exception):
+    """The admin port cannot listen; the cause is an OSError."""
 
 
 class Service:
@@ -27,15 +46,23 @@ class Service:
         config: Config,
         secret: bytes,
         log: FilteringBoundLogger,
-        lines: Log,
+        lines: Callable[[Line], None],
         stores: Stores,
         tls: ssl.SSLContext | None = None,
+        *,
+        dropped: Callable[[], int] = lambda: 0,
+        admin: AdminPort | None = None,
     ) -> None:
-        """As `Assembly`. Raises ConfigError."""
+        """As `Assembly`. `admin`: there is an admin port, too. Raises ConfigError."""
         self._config = config
-        self.assembly = made = Assembly(config, secret, log, lines, stores, tls=tls)
-        again = Again(made.answers, secret, made.backend.routes.headers, lines, made.on_fault)
-        self._proxy = Proxy(config, made.front, again, lines)
+        self.assembly = made = Assembly(config, secret, log, lines, stores, tls=tls, dropped=dropped)
+        again = Again(made.answers, secret, made.backend.routes.headers, made.meter.take, made.on_fault)
+        self._proxy = Proxy(config, made.front, again, made.meter.take)
+        self._admin = admin
+        self.admin: Admin | None = None
+        if admin is not None:
+            entries = Entries(made.cache, config, admin.folder, made.on_fault)
+            self.admin = Admin(config, made.board, entries, log, made.on_fault)
         self._listener: asyncio.Server | None = None
         self._server: Server | None = None
         self.url = ""
@@ -54,7 +81,25 @@ class Service:
         await self.stop(0.0)
 
     async def start(self) -> None:
-        """Listen. Raises OSError when the address cannot be had."""
+        """Listen. Raises OSError when the address cannot be had, and AdminPortError."""
+        await self._start_admin()
+        try:
+            await self._start_proxy()
+        except BaseException:
+            if self.admin is not None:
+                await self.admin.stop()
+            raise
+
+    async def _start_admin(self) -> None:
+        """First, so that it can be asked what the rest is waiting for."""
+        if self.admin is None or self._admin is None:
+            return
+        try:
+            await self.admin.start(moves=self._admin.moves)
+        except OSError as error:
+            raise AdminPortError from error
+
+    async def _start_proxy(self) -> None:
         config = self._config
         self._server = Server(
             self._proxy.handle,
@@ -89,6 +134,8 @@ class Service:
         if self._listener is not None:
             await self._listener.wait_closed()
         self.assembly.close()
+        if self.admin is not None:
+            await self.admin.stop()
         return clean
 
 
@@ -105,4 +152,4 @@ def _connections_possible() -> int:
     if soft != hard and hard != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
-    return 1 << 30 if soft == resource.RLIM_INFINITY else max((soft - _SPARE) // 2, 1)
+    return 1 << 30 if soft == resource.RLIM_INFINITY else max((soft - min(_SPARE, soft // 2)) // 2, 1)

@@ -119,7 +119,7 @@ async def serving(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **variables},
+        env={**os.environ, "SLIPSTREAM_ADMIN__PORT": "0", **variables},
     )
     process = Process(started)
     try:

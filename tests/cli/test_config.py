@@ -4,6 +4,7 @@ import json
 import math
 import re
 import tomllib
+from hashlib import sha256
 
 import msgspec
 import pytest
@@ -13,6 +14,7 @@ from sidecar.config import KEYS, Config, load
 from sidecar.core.types import Request
 from sidecar.core.values import ConfigError, Duration, Patience, Size
 from sidecar.serving.routes import Routes
+from sidecar.tables import BUDGETS
 
 SECRET = "hunter2"
 
@@ -78,7 +80,7 @@ LAYERS = [
     ),
     ("server.data_dir", '"a"', "b", ("--data-dir", "c"), ("a", "b", "c")),
     ("admin.port", "1", "2", ("--admin-port", "3"), (1, 2, 3)),
-    ("admin.host", '"a"', "b", ("--admin-host", "c"), ("a", "b", "c")),
+    ("admin.host", '"::1"', "127.0.0.2", ("--admin-host", "localhost"), ("::1", "127.0.0.2", "localhost")),
     ("cache.mode", '"exact"', "shadow", ("--cache", "off"), ("exact", "shadow", "off")),
     ("log.format", '"json"', "console", ("--log-format", "json"), ("json", "console", "json")),
 ]
@@ -110,6 +112,11 @@ def test_every_key_is_also_a_variable():
     samples = {float: "0.5", Duration: "7s", Size: "7KiB", bool: "false", list: "https://x,https://y"}
     spelt = {
         "log.format": "json",
+        "admin.host": "127.0.0.2",
+        "admin.hosts": "a.internal,[::1]:8401",
+        "admin.token_sha256": "0" * 64,
+        "metrics.enabled": "false",
+        "otel.endpoint": "http://x",
         "cache.mode": "off",
         "disconnect.default": "grace=7",
         "disconnect.paths": "/a=finish,/b=grace=7",
@@ -136,7 +143,12 @@ def test_every_key_is_also_a_variable():
         assert found.origins == {key: variable}
         value = value_of(found.config, key)
         told = {"True", "False", "['https://x', 'https://y']", "{'/a': inf, '/b': 7.0}"}
-        told |= {"{'/a': 0.5, '/b': 1.0}", "{'a': 0.5, 'b': 1.0}", "['names', 'numbers']"}
+        told |= {
+            "{'/a': 0.5, '/b': 1.0}",
+            "{'a': 0.5, 'b': 1.0}",
+            "['names', 'numbers']",
+            "['a.internal', '[::1]:8401']",
+        }
         if key == "cache.paths":
             value = {prefix: rule.ttl for prefix, rule in value.items()}
             told.add("{'/a': 7.0, '/b': 0.0}")
@@ -523,3 +535,46 @@ def test_what_would_be_in_a_file_can_be_given_as_it_is():
 def test_a_mapping_that_is_no_configuration(given, said):
     with pytest.raises(ConfigError, match=said):
         load({}, {}, given)
+
+
+def test_budgets_are_defaults_that_each_layer_changes_in_part(tmp_path):
+    file = tmp_path / "c.toml"
+    file.write_text("[budgets.chat]\nttft_ms = 500\n\n[budgets.search]\ntotal_ms = 900\n")
+    found = load(environment={"SLIPSTREAM_BUDGETS__SEARCH__TTFT_MS": "80"}, file=file)
+    budgets = found.config.budgets
+    assert (budgets["chat"].ttft_ms, budgets["chat"].total_ms) == (500, BUDGETS["chat"].total_ms)
+    assert (budgets["search"].ttft_ms, budgets["search"].total_ms) == (80, 900)
+    assert budgets["batch"] == BUDGETS["batch"]
+    assert found.origins["budgets.search.ttft_ms"] == "SLIPSTREAM_BUDGETS__SEARCH__TTFT_MS"
+    assert found.origins["budgets.chat.ttft_ms"] == str(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("budgets = 3", "budgets: expected tables"),
+        ("[budgets]\nchat = 3", "budgets.chat: expected a table"),
+        ("[budgets.chat]\nttft = 3", "budgets.chat.ttft: unknown key; did you mean ttft_ms?"),
+        ("[budgets.chat]\nttft_ms = -3", "budgets.chat.ttft_ms = -3: expected"),
+        ('[budgets.chat]\nttft_ms = "fast"', "budgets.chat.ttft_ms = 'fast': expected"),
+        ('[budgets."a b"]\nttft_ms = 1', "budgets.a b: expected a name without dots and spaces"),
+        ('[admin]\nhost = "0.0.0.0"', "admin.host = '0.0.0.0': beyond loopback it needs admin.token_sha256"),
+        ('[admin]\ntoken_sha256 = "hunter2"', "admin.token_sha256: expected 64 hexadecimal digits"),
+        (f'[admin]\ntoken_sha256 = "{sha256().hexdigest()}"', "admin.token_sha256: the SHA-256 of nothing"),
+        ('[admin]\nhosts = ["http://x"]', "admin.hosts = 'http://x': expected a host name"),
+        ('[otel]\nendpoint = "collector"', "otel.endpoint: expected a URL"),
+        ("[otel]\ninterval = 0", "otel.interval = 0: expected more than 0"),
+    ],
+)
+def test_what_is_wrong_with_budgets_and_the_admin_port_is_said(cli, clean, text, said):
+    (clean / "c.toml").write_text(text)
+    result = cli("config", "validate", "--config", "c.toml")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert said in result.err
+    assert "hunter2" not in result.err
+
+
+def test_a_variable_of_a_budget_that_is_misspelt(cli):
+    result = cli("config", "validate", SLIPSTREAM_BUDGETS__CHAT__TTFT="1")
+    assert result.code == 2
+    assert "SLIPSTREAM_BUDGETS__CHAT__TTFT_MS" in result.err

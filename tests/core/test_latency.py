@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sidecar.core.latency import Gaps, Heard, Labels, Trace, record, server_timing, trace_id
+from sidecar.core.gaps import Gaps
+from sidecar.core.latency import Heard, Labels, Trace, record, server_timing, trace_id
 from sidecar.core.types import Outcome, Timings
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -107,6 +108,7 @@ FULL = {
     "resumed_from": None,
     "retries": 1,
     "feature": "search",
+    "budget_exceeded": None,
     "error": "upstream_closed",
 }
 

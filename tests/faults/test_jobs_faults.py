@@ -214,8 +214,8 @@ async def test_client_that_leaves_at_any_moment(rig, client):
     await eventually(
         lambda: not rig.sidecar.service.assembly.front.active and not jobs._jobs, lambda: jobs._jobs
     )
-    assert jobs._running == 0
-    assert not jobs._queue
+    assert jobs.running == 0
+    assert not jobs.queue
     assert len(job_lines(rig)) <= rounds
     ids = [line["job_id"] for line in job_lines(rig)]
     assert len(set(ids)) == len(ids)

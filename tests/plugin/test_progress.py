@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sidecar.core.events import event
 from sidecar.core.spans import Spans
 from sidecar_starlette.context import HERE, NOWHERE, Here
-from sidecar_starlette.events import event
 from sidecar_starlette.progress import progress
 from sidecar_starlette.response import SidecarResponse
 

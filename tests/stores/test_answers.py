@@ -328,6 +328,19 @@ def test_rows_of_many(store):
         assert rows[key(number)] == Row(key(number), f"{number % 3}", 1000.0 + HOUR, len(text), text[:100])
 
 
+def test_rows_from_the_newest_on(store):
+    assert list(store.rows(0, newest=True)) == []
+    for number in range(450):
+        put(store, number, str(number).encode())
+    assert [row.start for row in store.rows(3, newest=True)] == [
+        b"%d" % number for number in range(449, -1, -1)
+    ]
+    rows = store.rows(3, newest=True)
+    assert next(rows).start == b"449"
+    put(store, "later")
+    assert len(list(rows)) == 449  # what comes meanwhile takes nothing's place
+
+
 def test_what_changes_while_rows_are_read(store):
     for number in range(450):
         put(store, number)

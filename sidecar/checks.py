@@ -1,0 +1,77 @@
+"""What a configuration must be beyond the types of its values."""
+
+import hashlib
+import re
+
+import msgspec
+
+from sidecar.core.semantic.guards import GUARDS
+from sidecar.core.values import ConfigError, is_loopback, shown, upstream_url
+from sidecar.tables import Config
+
+_LEAST_HEADERS = 1024
+_COUNTS_ALWAYS = frozenset(
+    {"model", "stream", "stream_options", "messages", "input", "prompt", "contents", "system", "tools"}
+)
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d+)?", re.ASCII)
+_HASH = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError."""
+    for name, seconds in msgspec.structs.asdict(config.timeouts).items():
+        if seconds <= 0:
+            raise ConfigError(f"timeouts.{name} = 0: expected more than 0; there is no such thing as none")
+    if config.limits.headers < _LEAST_HEADERS:
+        raise ConfigError(f"limits.headers = {config.limits.headers:d}: expected at least {_LEAST_HEADERS}")
+    if config.server.upstream is not None:
+        upstream_url("server.upstream", config.server.upstream)
+    if config.otel.endpoint is not None:
+        upstream_url("otel.endpoint", config.otel.endpoint)
+    if config.otel.interval <= 0:
+        raise ConfigError("otel.interval = 0: expected more than 0")
+    _check_admin(config)
+    for key, prefixes in (
+        ("disconnect.paths", config.disconnect.paths),
+        ("cache.paths", config.cache.paths),
+        ("semantic.paths", config.semantic.paths),
+    ):
+        for prefix in prefixes:
+            if not prefix.startswith("/") or "?" in prefix:
+                raise ConfigError(f"{key}: {prefix!r} is no path prefix; expected one such as /v1")
+    for name in config.cache.ignore:
+        if name in _COUNTS_ALWAYS or "" in name.split("."):
+            raise ConfigError(f"cache.ignore: {name!r} cannot be ignored; expected a field such as user")
+    for name in config.semantic.skip_guards:
+        if name not in GUARDS:
+            raise ConfigError(f"semantic.skip_guards: {name!r} is no guard; there are {', '.join(GUARDS)}")
+    if config.semantic.embedder != "local":
+        upstream_url("semantic.embedder", config.semantic.embedder)
+    names = set()
+    for number, entry in enumerate(config.upstreams):
+        where = f"upstreams[{number}]"
+        upstream_url(f"{where}.url", entry.url)
+        if entry.name in names or not entry.name:
+            raise ConfigError(f"{where}.name = {entry.name!r}: expected a name that no other upstream has")
+        names.add(entry.name)
+        for prefix in entry.paths:
+            if not prefix.startswith("/") or "?" in prefix:
+                raise ConfigError(f"{where}.paths: {prefix!r} is no path prefix; expected one such as /v1")
+    if config.server.upstream is not None and config.upstreams:
+        raise ConfigError("server.upstream and [[upstreams]] exclude each other: keep one of them")
+
+
+def _check_admin(config: Config) -> None:
+    token = config.admin.token_sha256
+    how = 'the SHA-256 of a token of yours: printf %s "$TOKEN" | sha256sum'
+    if token is not None and _HASH.fullmatch(token) is None:
+        raise ConfigError(f"admin.token_sha256: expected 64 hexadecimal digits, {how}")
+    if token is not None and token.lower() == hashlib.sha256(b"").hexdigest():
+        raise ConfigError(f"admin.token_sha256: the SHA-256 of nothing; is TOKEN empty? It is {how}")
+    for name in config.admin.hosts:
+        if _HOST.fullmatch(name) is None:
+            raise ConfigError(f"admin.hosts{shown(name)}: expected a host name such as metrics.internal")
+    if token is None and not is_loopback(config.admin.host):
+        raise ConfigError(
+            f"admin.host{shown(config.admin.host)}: beyond loopback it needs admin.token_sha256, {how}"
+        )

@@ -1,0 +1,190 @@
+"""Counters and histograms of the process's life, and their exposition for Prometheus.
+
+What happens on every request is a few dictionary entries; the forms that prometheus-client has are made when
+somebody asks. Labels that others choose are capped: half of the room is for names of which something came.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from sidecar.telemetry.families import BY_NAME, FAMILIES, Family
+from sidecar.telemetry.scale import Cells, bucket, cumulative
+from sidecar.telemetry.window import OTHER
+
+NAMES = 50
+"""Models that are told apart."""
+_SERIES = 1000
+"""Of one metric; what comes later is counted as `other` in every label."""
+
+Labels = tuple[str, ...]
+Gauges = Callable[[], Iterable[tuple[str, Labels, float]]]
+"""What is read when it is asked for: metric, labels, value. Counters, too, where they are kept elsewhere."""
+
+
+class _Histogram(msgspec.Struct):
+    cells: dict[int, int]
+    sum: float = 0.0
+
+
+class Names:
+    """Names that others choose, as many as there may be."""
+
+    def __init__(self, most: int = NAMES, known: Iterable[str] = ()) -> None:
+        """`known`: those that always have room."""
+        self._known: set[str] = set(known)
+        self._most = most + len(self._known)
+
+    def get(self, name: str | None, *, good: bool) -> str:
+        """The name as a label. `good`: something came of it; made-up ones get half of the room."""
+        if name is None:
+            return ""
+        if name in self._known:
+            return name
+        if len(self._known) >= (self._most if good else self._most // 2):
+            return OTHER
+        self._known.add(name)
+        return name
+
+
+class Metrics(Collector):
+    """The counts of one process."""
+
+    def __init__(self) -> None:
+        self._counters: dict[str, dict[Labels, float]] = {
+            family.name: {} for family in FAMILIES if family.kind == "counter"
+        }
+        self._histograms: dict[str, dict[Labels, _Histogram]] = {
+            family.name: {} for family in FAMILIES if family.kind == "histogram"
+        }
+        self._sources: list[Gauges] = []
+        self.names = Names()
+        """Of models."""
+        self.answering = Names()
+        """Of models as the answers call them."""
+
+    def read_from(self, source: Gauges) -> None:
+        """Ask this one, too, when somebody wants to know."""
+        self._sources.append(source)
+
+    def count(self, name: str, labels: Labels = (), by: float = 1) -> None:
+        """Add to a counter."""
+        series = self._counters[name]
+        labels = _within(series, labels)
+        series[labels] = series.get(labels, 0) + by
+
+    def observe(self, name: str, labels: Labels, milliseconds: float) -> None:
+        """Add one value to a histogram of seconds."""
+        self.observe_cells(name, labels, ((bucket(milliseconds), 1),), milliseconds / 1000)
+
+    def observe_count(self, name: str, labels: Labels, value: int) -> None:
+        """Add one value to a histogram of something that is no time."""
+        at = bisect_left(BY_NAME[name].bounds, value)
+        self.observe_cells(name, labels, ((at, 1),), value)
+
+    def observe_cells(
+        self, name: str, labels: Labels, cells: Iterable[tuple[int, int]], total: float
+    ) -> None:
+        """Add many: buckets as `scale` has them, with counts, and the sum of all in the metric's unit. Of
+        what is no time, the numbers of its own bounds."""
+        series = self._histograms[name]
+        found = series.get(labels)
+        if found is None:
+            labels = _within(series, labels)
+            found = series.setdefault(labels, _Histogram({}))
+        counts = found.cells
+        for at, count in cells:
+            counts[at] = counts.get(at, 0) + count
+        found.sum += total
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, those without a series as well. On the event loop, or on what `snapshot` made."""
+        return iter(self.snapshot())
+
+    def snapshot(self) -> list[Metric]:
+        """The same."""
+        read: dict[str, dict[Labels, float]] = {}
+        for source in self._sources:
+            for name, labels, value in source():
+                read.setdefault(name, {})[labels] = value
+        return [self._family(family, read.get(family.name, {})) for family in FAMILIES]
+
+    def _family(self, family: Family, read: Mapping[Labels, float]) -> Metric:
+        if family.kind == "histogram":
+            histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+            for labels, found in self._histograms[family.name].items():
+                counts = _cumulative(family, found.cells)
+                every = sum(found.cells.values())
+                told = [
+                    (_edge(edge), float(count)) for edge, count in zip(family.bounds, counts, strict=True)
+                ]
+                histogram.add_metric(labels, [*told, ("+Inf", float(every))], found.sum)
+            return histogram
+        if family.kind == "gauge":
+            gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels)
+            for labels, value in read.items():
+                gauge.add_metric(labels, value)
+            return gauge
+        counter = CounterMetricFamily(family.name, family.help, labels=family.labels)
+        series = {**self._counters[family.name], **read}
+        if not series and not family.labels:
+            series = {(): 0}
+        for labels, value in series.items():
+            counter.add_metric(labels, value)
+        return counter
+
+
+class Exposition:
+    """The text that a scrape gets."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._process = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self._process)
+
+    def prepare(self, accept: str) -> Callable[[], tuple[bytes, str]]:
+        """On the event loop: what is told is what was counted until now. The rest may run in a thread; it
+        returns the text and its type. `accept`: the request's field."""
+        families = self._metrics.snapshot()
+        encode, kind = choose_encoder(accept)
+
+        def render() -> tuple[bytes, str]:
+            registry = CollectorRegistry(auto_describe=False)
+            registry.register(_Given([*families, *self._process.collect()]))
+            return encode(registry), kind
+
+        return render
+
+
+class _Given(Collector):
+    """Families that are there already."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _cumulative(family: Family, cells: Cells) -> list[int]:
+    if family.name.endswith("_seconds"):
+        return cumulative(cells, [edge * 1000 for edge in family.bounds])
+    return list(accumulate([cells.get(at, 0) for at in range(len(family.bounds))]))
+
+
+def _edge(value: float) -> str:
+    return repr(float(value))
+
+
+def _within(series: Mapping[Labels, Any], labels: Labels) -> Labels:
+    """The labels, unless there are too many series already."""
+    if labels in series or len(series) < _SERIES:
+        return labels
+    return tuple([OTHER] * len(labels))

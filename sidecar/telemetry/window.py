@@ -1,0 +1,127 @@
+"""Figures of the last 1, 5 and 60 minutes, in bounded memory.
+
+Time is cut into slots of ten seconds. What happens is added to the current one; when a slot is over, it is
+added to the running sum of each window and packed, and what has left a window is taken off again. So adding
+costs a few dictionary entries, and reading costs no more than what is read. A window covers its minutes at
+most, and up to ten seconds less.
+"""
+
+import time
+from array import array
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+SLOT = 10.0
+SPANS = {"1m": 6, "5m": 30, "60m": 360}
+"""Windows, and how many slots they have, the current one included."""
+_LONGEST = "60m"
+MOST = 256
+"""Series that are told apart."""
+OTHER = "other"
+
+Key = tuple[str | None, ...]
+Cells = dict[int, int]
+"""What was counted: any number of cells, each of which only adds up."""
+
+
+class Reading(NamedTuple):
+    """What a window holds."""
+
+    seconds: float
+    """That it covers."""
+    series: dict[Key, Cells]
+
+
+class Window:
+    """Sums by series over the last minutes."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        most: int = MOST,
+        overflow: Callable[[Key], Key] = lambda key: (OTHER,) * len(key),
+    ) -> None:
+        """`overflow`: which one stands for a series that comes when there are `most`."""
+        self._clock = clock
+        self._most = most
+        self._overflow = overflow
+        self._began = clock()
+        self._slot = self._began
+        self._current: dict[Key, Cells] = {}
+        self._closed: list[dict[Key, tuple[array[int], array[int]]]] = []
+        self._running: dict[str, dict[Key, Cells]] = {name: {} for name in SPANS}
+
+    def add(self, key: Key, cells: Iterable[tuple[int, int]]) -> None:
+        """Count something of a series. `cells`: numbers of cells below 65536, and what to add there."""
+        self._roll()
+        series = self._current.get(key)
+        if series is None:
+            series = self._begin(key)
+        for cell, count in cells:
+            if count:  # a cell of nothing would be taken off twice
+                series[cell] = series.get(cell, 0) + count
+
+    def read(self, name: str) -> Reading:
+        """All series of a window. The caller owns what it gets."""
+        self._roll()
+        now = self._clock()
+        series = {key: dict(cells) for key, cells in self._running[name].items()}
+        for key, cells in self._current.items():
+            merge(series.setdefault(key, {}), cells)
+        covered = (SPANS[name] - 1) * SLOT + now - self._slot
+        return Reading(max(min(covered, now - self._began), 0.001), series)
+
+    def _begin(self, key: Key) -> Cells:
+        known = self._running[_LONGEST]
+        if key not in known and len(known.keys() | self._current.keys()) >= self._most:
+            key = self._overflow(key)
+        return self._current.setdefault(key, {})
+
+    def _roll(self) -> None:
+        now = self._clock()
+        while now >= self._slot + SLOT:
+            if now - self._slot > SLOT * (SPANS[_LONGEST] + 1):
+                # Nothing of what is here is within an hour.
+                self._current, self._closed = {}, []
+                self._running = {name: {} for name in SPANS}
+                self._slot = now - (now - self._slot) % SLOT
+                return
+            self._close()
+            self._slot += SLOT
+
+    def _close(self) -> None:
+        """The current slot is over."""
+        # Counts that a provider lied about may not fit: they cost this slot, not every one from now on.
+        current, self._current = self._current, {}
+        current = {key: cells for key, cells in current.items() if cells}
+        packed = {
+            key: (array("H", cells.keys()), array("Q", cells.values())) for key, cells in current.items()
+        }
+        self._closed.append(packed)
+        for name, slots in SPANS.items():
+            running = self._running[name]
+            for key, cells in current.items():
+                merge(running.setdefault(key, {}), cells)
+            if len(self._closed) >= slots:
+                _take_off(running, self._closed[-slots])
+        if len(self._closed) >= SPANS[_LONGEST]:
+            del self._closed[0]
+
+
+def merge(into: Cells, more: Mapping[int, int]) -> None:
+    """Add one series to another."""
+    for cell, count in more.items():
+        into[cell] = into.get(cell, 0) + count
+
+
+def _take_off(running: dict[Key, Cells], slot: dict[Key, tuple["array[int]", "array[int]"]]) -> None:
+    for key, (numbers, counts) in slot.items():
+        series = running[key]
+        for cell, count in zip(numbers, counts, strict=True):
+            left = series[cell] - count
+            if left:
+                series[cell] = left
+            else:
+                del series[cell]
+        if not series:
+            del running[key]
