@@ -1,7 +1,9 @@
 """What a configuration must be beyond the types of its values."""
 
 import hashlib
+import math
 import re
+from ipaddress import ip_address
 
 import msgspec
 
@@ -14,6 +16,7 @@ _COUNTS_ALWAYS = frozenset(
     {"model", "stream", "stream_options", "messages", "input", "prompt", "contents", "system", "tools"}
 )
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d+)?", re.ASCII)
+_MILLISECONDS = "expected milliseconds, such as 500, or 0 for none"
 _HASH = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -27,10 +30,18 @@ def check(config: Config) -> None:
     if config.server.upstream is not None:
         upstream_url("server.upstream", config.server.upstream)
     if config.otel.endpoint is not None:
-        upstream_url("otel.endpoint", config.otel.endpoint)
+        upstream_url("otel.endpoint", config.otel.endpoint, "http://127.0.0.1:4318")
+        if config.otel.endpoint.rstrip("/").endswith(("/v1/traces", "/v1/metrics")):
+            raise ConfigError(
+                "otel.endpoint: expected the collector's address, without /v1/traces or /v1/metrics"
+            )
     if config.otel.interval <= 0:
         raise ConfigError("otel.interval = 0: expected more than 0")
     _check_admin(config)
+    for name, budget in config.budgets.items():
+        for key, value in msgspec.structs.asdict(budget).items():
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(f"budgets.{name}.{key}: {_MILLISECONDS}")
     for key, prefixes in (
         ("disconnect.paths", config.disconnect.paths),
         ("cache.paths", config.cache.paths),
@@ -69,9 +80,17 @@ def _check_admin(config: Config) -> None:
     if token is not None and token.lower() == hashlib.sha256(b"").hexdigest():
         raise ConfigError(f"admin.token_sha256: the SHA-256 of nothing; is TOKEN empty? It is {how}")
     for name in config.admin.hosts:
-        if _HOST.fullmatch(name) is None:
+        if _HOST.fullmatch(name) is None and not _is_address(name):
             raise ConfigError(f"admin.hosts{shown(name)}: expected a host name such as metrics.internal")
     if token is None and not is_loopback(config.admin.host):
         raise ConfigError(
             f"admin.host{shown(config.admin.host)}: beyond loopback it needs admin.token_sha256, {how}"
         )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

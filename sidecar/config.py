@@ -240,7 +240,12 @@ def _convert(key: str, value: object, kind: Any, origin: str) -> object:
     try:
         return msgspec.convert(value, kind, strict=False, dec_hook=_parse)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{key}{shown(value)}: {plain(error)} (from {origin})") from None
+        said = (
+            "expected milliseconds, such as 500, or 0 for none"
+            if key.startswith("budgets.")
+            else plain(error)
+        )
+        raise ConfigError(f"{key}{shown(value)}: {said} (from {origin})") from None
 
 
 def _parse(kind: Any, raw: object) -> Any:

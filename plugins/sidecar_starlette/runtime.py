@@ -81,6 +81,7 @@ class _Running:
             self.log,
             request_lines(writer, form, level),
             open_stores(config, folder, self.log, models=given.models),
+            dropped=lambda: writer.dropped,
             backend=(lambda hub: backend(hub, secret)) if backend is not None else None,
         )
         self._guard = self._until_closed()

@@ -42,9 +42,11 @@ class ExactCache:
         *,
         note: Note | None = None,
         deadline: float = DEADLINE,
+        opening: bool = False,
     ) -> None:
         """`memory`: bytes of entries at hand. `told`: see `Breaker`. `on_fault` is told of mistakes of our
-        own. `note`: see `Tally`."""
+        own. `note`: see `Tally`. `opening`: `open` is going to be called."""
+        self.opening = opening
         self._tally = Tally(note)
         self.counts = self._tally.counts
         self._hot: Lru[Entry] = Lru(memory)
@@ -68,7 +70,10 @@ class ExactCache:
 
     async def open(self, opener: Callable[[], AnswerStore | None]) -> AnswerStore | None:
         """Take on the store that `opener` opens, in a thread: checking it may take long."""
-        store = await self._writes.worker.result(opener)
+        try:
+            store = await self._writes.worker.result(opener)
+        finally:
+            self.opening = False
         if store is not None and self._closed:
             store.close()
         elif store is not None:

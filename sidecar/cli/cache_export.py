@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +21,7 @@ from sidecar.core.entry import unseal
 from sidecar.core.ids import event_id
 from sidecar.core.values import ConfigError
 from sidecar.stores.base import NAMES, AnswerStore, DamagedEntryError
-from sidecar.stores.listing import Census, Filter, aliases, chosen, count, items, remove
+from sidecar.stores.listing import Census, Filter, aliases, count, items, purge
 from sidecar.stores.secret import load_or_create
 
 _UNKNOWN = (
@@ -178,7 +179,5 @@ def purge_some(where: Place, wanted: Filter) -> None:
     if not exists(where):
         return
     with opened(where) as store:
-        keys = chosen(store, wanted)
-        with progress("purging", len(keys)) as advance:
-            gone = remove(store, keys, advance)
+        gone = purge(store, wanted, partial(progress, "purging"))
     print(f"{answers(gone)} purged")

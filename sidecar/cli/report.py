@@ -64,6 +64,10 @@ def command(*, files: tuple[Path, ...], worst: int, html: Path | None, as_json: 
         # Who read it has gone. Python would say so once more when it flushes stdout at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"slipstream: the report cannot be written: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 

@@ -69,8 +69,6 @@ class Trace(msgspec.Struct):
     feature: str | None = None
     parent: bytes | None = None
     """The request's `traceparent`."""
-    failed: str | None = None
-    """What came of the call for which a stored answer stands in: a status, or a kind of error."""
     labels: Labels = NO_LABELS
     stream: bool = False
     stream_id: str | None = None
@@ -137,14 +135,10 @@ class Aside(msgspec.Struct, frozen=True):
     """What figures are made of beside the line."""
 
     gaps: Gaps = NO_GAPS
-    own: bool = False
-    """It made a call upstream, or had its app make an answer."""
     saved: float | None = None
     """Seconds that the answer took when it was made, of one out of the cache."""
     parent: bytes | None = None
     """The request's `traceparent`."""
-    failed: str | None = None
-    """See `Trace`."""
 
 
 NOTHING = Aside()

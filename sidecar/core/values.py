@@ -95,9 +95,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def upstream_url(key: str, url: str) -> str:
+def upstream_url(key: str, url: str, example: str = "https://api.openai.com") -> str:
     """An upstream's URL as written, checked. Raises ConfigError."""
-    remedy = "expected a URL such as https://api.openai.com"
+    remedy = f"expected a URL such as {example}"
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -36,6 +36,8 @@ class Hub:
         self.keep: Callable[[Live], bool] = lambda _live: False
         """Told of each call that has ended; returns whether it is about to store the answer, and will
         `settle` the call when that is done."""
+        self.ended: Callable[[Live], None] = lambda _live: None
+        """Told of each call that has ended, before `keep`."""
         self.retract: Callable[[Live], None] = lambda _live: None
         """Told of a call that `keep` was told of, and whose answer must not be stored after all."""
         shelf.evicted = lambda kept: self._evicted(cast("Live", kept))
@@ -220,6 +222,7 @@ class Hub:
         if live.name is not None:
             self._shelf.end(live.name, live)
         try:
+            self.ended(live)
             storing = self.keep(live)
         except Exception as mistake:  # noqa: BLE001 - reason: an answer that is not stored is no worse an answer
             self._on_fault(mistake)

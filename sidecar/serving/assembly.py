@@ -4,7 +4,7 @@ drained."""
 import asyncio
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 import orjson
@@ -23,6 +23,7 @@ from sidecar.engine.shelf import Shelf
 from sidecar.serving.asks import Asks
 from sidecar.serving.backend import Backend, Upstreams
 from sidecar.serving.board import Board
+from sidecar.serving.called import called
 from sidecar.serving.calls import Calls
 from sidecar.serving.export import exporter
 from sidecar.serving.follow import Follow
@@ -40,6 +41,8 @@ from sidecar.upstream.client import Client
 
 _LAST_WORDS = 2.0
 """Seconds for the error frames of stragglers to leave."""
+_PURGE = 5.0
+"""Seconds for a purge that is under way; what it has not removed then is still there."""
 _OPENING = 2.0
 """Seconds that serving waits for the stored answers; checking many takes longer, and goes on meanwhile."""
 
@@ -56,6 +59,8 @@ class Stores(msgspec.Struct, frozen=True):
     webhook_key: bytes = b""
     semantic: Parts | None = None
     """What answers to other questions are found with, where that is configured."""
+    no_jobs: str | None = None
+    """Why there are no jobs."""
 
 
 class Assembly:
@@ -86,8 +91,13 @@ class Assembly:
         origins = allowed(config.jobs.webhooks)
         self._hooks = Webhooks(self.client, stores.webhook_key)
         self._origins = origins
-        self.cache = ExactCache(config.cache.memory, self._cache_failing, self.on_fault, note=stores.note)
         self._opener = stores.answers if config.cache.mode != "off" else None
+        opening = self._opener is not None
+        self.cache = ExactCache(
+            config.cache.memory, self._cache_failing, self.on_fault, note=stores.note, opening=opening
+        )
+        self.settle: Callable[[float], Awaitable[None]] | None = None
+        """Waits for what others do with the stored answers, before those are closed."""
         self._opening: asyncio.Task[None] | None = None
         self.semantics: Semantics | None = None
         if stores.semantic is not None and config.cache.mode in ("semantic", "shadow"):
@@ -122,7 +132,8 @@ class Assembly:
         parts = (self.hub, self.jobs, self.cache, self.semantics)
         self.board = Board(config, self.meter, self.front, *parts, dropped)
         if not disk.there:
-            self.board.no_jobs = "background jobs need a data folder; see --data-dir"
+            self.board.no_jobs = stores.no_jobs or "background jobs need a data folder; see --data-dir"
+        self.hub.ended = lambda live: self.meter.take_call(lambda: called(live, time.perf_counter()))
         self._pulse = Pulse(self.board.late, self.meter.watch)
         self._otel = exporter(config.otel, self.backend.routes.places, self.meter.metrics.snapshot, log)
         if self._otel is not None:
@@ -136,8 +147,10 @@ class Assembly:
             await asyncio.wait({self._opening}, timeout=_OPENING)
             if self.semantics is not None:
                 await self.semantics.started(end - time.monotonic())
-        elif self.semantics is not None:
-            self.semantics.without("it needs a data folder that can be used; see --data-dir")
+        elif self._config.cache.mode != "off":
+            self.board.memory_only = "answers are in memory only: no data folder can be used; see --data-dir"
+            if self.semantics is not None:
+                self.semantics.without("it needs a data folder that can be used; see --data-dir")
         try:
             await self.jobs.start()  # what an earlier process left is taken up before anything new
         except StoreError as error:
@@ -175,6 +188,8 @@ class Assembly:
             await asyncio.wait({self._opening}, timeout=_LAST_WORDS)
         if self.semantics is not None:
             await self.semantics.close()
+        if self.settle is not None:
+            await self.settle(_PURGE)
         await self.cache.close()
         if self._otel is not None:
             self._otel.close()
@@ -234,8 +249,8 @@ class Assembly:
             "tenant": labels.get("tenant"),
             "path": labels.get("path"),
             "model": labels.get("model"),
-            "queued_ms": round((record.started - record.created) * 1000, 3) if record.started else None,
-            "total_ms": round((record.ended - record.created) * 1000, 3) if record.ended else None,
+            "queued_ms": _ms(record.created, record.started),
+            "total_ms": _ms(record.created, record.ended),
             "events": details.get("events"),
             "input_tokens": details.get("input_tokens"),
             "output_tokens": details.get("output_tokens"),
@@ -243,10 +258,7 @@ class Assembly:
             "error": error.kind if error is not None else None,
         }
         self._log.info("job", **line)
-        called = (record.ended - record.started) * 1000 if record.ended and record.started else None
-        more = {name: labels.get(name) for name in ("upstream", "provider", "operation")}
-        told = {**line, **more, "response_model": details.get("response_model"), "called_ms": called}
-        self.meter.take_job(told)
+        self.meter.take_job(line)
 
     async def _tell(self, record: JobRecord, jobs: Jobs) -> None:
         """POST a job's end to the URL its client named, as long as configuration allows it."""
@@ -279,3 +291,8 @@ class Assembly:
             frame = frame.tb_next
         place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame is not None else None
         self._log.error("fault", kind=type(error).__name__, place=place)
+
+
+def _ms(begun: float, ended: float | None) -> float | None:
+    """Milliseconds between two unix times; the clock may have been set back."""
+    return round(max(ended - begun, 0.0) * 1000, 3) if ended else None

@@ -98,6 +98,7 @@ class Board:
         said = {
             "version": __version__,
             "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "metrics": self._config.metrics.enabled,
             "uptime_s": round(time.monotonic() - self._began, 1),
             "active": {
                 "requests": front.active,
@@ -151,7 +152,8 @@ class Board:
             checks["proxy"] = Check(ready=False, why="it starts: what is on disk is being opened")
         mode = self._config.cache.mode
         if mode != "off":
-            checks["cache"] = Check(ready=self.memory_only is None, why=self.memory_only)
+            why = "the stored answers are being opened" if self._cache.opening else self.memory_only
+            checks["cache"] = Check(ready=why is None, why=why)
         if self._semantics is not None:
             why = self._semantics.missing
             checks["semantic"] = Check(ready=why is None, why=why)
@@ -176,7 +178,8 @@ class Board:
         for name, key in (("", "false_hit_rate"), ("_upper", "upper")):
             share = checked[key]
             yield f"slipstream_semantic_false_hit_ratio{name}", (), float("nan") if share is None else share
-        yield from _budget_gauges(meter.budget_rates())
+        if self._config.metrics.enabled:
+            yield from _budget_gauges(meter.budget_rates())
 
 
 def _budget_gauges(budgets: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Labels, float]]:

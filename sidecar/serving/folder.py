@@ -68,7 +68,7 @@ def open_stores(
 ) -> Stores:
     """What a process keeps things in. Without `jobs` it leaves those alone that are on disk. Raises
     ConfigError."""
-    store = _open_jobs(folder, log) if jobs else None
+    store, no_jobs = _open_jobs(folder, log) if jobs else (None, None)
     key = b""
     if config.jobs.webhooks and store is not None:
         try:
@@ -79,6 +79,7 @@ def open_stores(
     opener = partial(DiskStore.open, folder / ANSWERS, config.cache.size, entries=config.semantic.entries)
     return Stores(
         jobs=store,
+        no_jobs=no_jobs,
         answers=opener if there else None,
         note=partial(counts.add, folder / counts.NAME) if there else None,
         webhook_key=key,
@@ -86,21 +87,23 @@ def open_stores(
     )
 
 
-def _open_jobs(folder: Path, log: FilteringBoundLogger) -> JobStore | None:
+def _open_jobs(folder: Path, log: FilteringBoundLogger) -> tuple[JobStore | None, str | None]:
+    """The store, or why there is none."""
     try:
         store = JobStore.open(folder)
     except FolderInUseError as error:
         log.warning("no_jobs", folder=str(folder), reason=str(error))
-        return None
+        return None, str(error)
     except (OSError, StoreError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         if folder.is_dir():  # else it has been said
-            log.warning("no_jobs", folder=str(folder), reason=getattr(error, "strerror", None) or str(error))
-        return None
+            log.warning("no_jobs", folder=str(folder), reason=reason)
+        return None, f"{folder}: {reason}"
     if store.set_aside is not None:
         log.warning(
             "jobs_set_aside", file=str(store.set_aside), reason="it was damaged, or of a newer version"
         )
-    return store
+    return store, None
 
 
 def _semantic_parts(config: Config, folder: Path, models: Path, log: FilteringBoundLogger) -> Parts | None:

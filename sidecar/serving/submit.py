@@ -101,7 +101,7 @@ class Submit:
             (b"Preference-Applied", b"respond-async"),
             (b"Slipstream-Stream-Id", record.id.encode()),
         )
-        visit.trace.status = 202
+        visit.trace.status, visit.trace.feature = 202, visit.trace.feature or "batch"
         visit.trace.head_at = time.perf_counter()
         send_json(visit.reply, 202, b"Accepted", status_of(job.record, job.live, visit.root), *fields)
 

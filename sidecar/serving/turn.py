@@ -242,11 +242,7 @@ class Turn:
         assert entry is not None
         assert keep is not None
         now, trace = self._answers.clock(), self._visit.trace
-        joined, trace.cache, trace.cache_kind = trace.joined, "hit", "stale"
-        end = failed.recording.end
-        kind = end.fault.kind if end is not None and end.fault is not None else None
-        if not joined:  # else the request tells of it that made the call
-            trace.failed = str(status) if status is not None else kind
+        trace.cache, trace.cache_kind = "hit", "stale"
         self._answers.count("hit_stale")
         await self._serve(entry, stale_status(entry.known, keep.terms, now, status), now)
         # What it waited for was the call that failed.

@@ -99,13 +99,10 @@ class Visit:
     def aside(self) -> Aside:
         """What figures are made of beside that line."""
         trace, live = self.trace, self.live
-        called = live is not None and live.timings.started > 0 and not trace.joined
         return Aside(
             gaps=live.answer.gaps if live is not None and trace.resumed_from is None else NO_GAPS,
-            own=called and trace.cache != "hit",
             saved=self.took if trace.cache_kind in ("exact", "semantic") else None,
             parent=trace.parent,
-            failed=trace.failed,
         )
 
 

@@ -10,7 +10,7 @@ comes into being with it or not at all.
 """
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -148,7 +148,9 @@ class AnswerStore(Protocol):
         """They were used, though not from here."""
 
     def delete(self, keys: Iterable[bytes]) -> int:
-        """Remove some; returns how many there were."""
+        """Remove some; returns how many there were. However many these are, others can write meanwhile. The
+        generation changes before the first key is taken from `keys`, which may look at the store for them,
+        and at the end. When it raises, some may have been removed."""
 
     def purge(self, tag: str) -> int:
         """Remove all with that tag, from the disk as well as from sight; returns how many there were."""
@@ -175,10 +177,11 @@ class AnswerStore(Protocol):
     def served_key(self, name: str) -> bytes | None:
         """What was given under this id, as far as that is remembered."""
 
-    def rows(self, start: int, *, newest: bool = False) -> Iterator[Row]:
+    def rows(self, start: int, *, newest: bool = False, largest: int | None = None) -> Generator[Row]:
         """All entries whose time is not over, each with its first `start` bytes, in no particular order; or,
-        `newest`, those first that came last, or nearly so. What is put or removed meanwhile may be missing or
-        not."""
+        `newest`, those first that came last, or nearly so. `largest`: only those of at most so many bytes.
+        What is put or removed meanwhile may be missing or not. To be closed by whoever does not read it to
+        its end."""
 
     def stats(self) -> StoreStats:
         """How much there is, expired entries included."""

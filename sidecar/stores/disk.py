@@ -10,11 +10,11 @@ import sqlite3
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from sidecar.stores import changes, diskroom
 from sidecar.stores.base import ENTRIES, Blob, Near, Row, StoreError, StoreStats
@@ -22,22 +22,23 @@ from sidecar.stores.changes import DiskLog
 from sidecar.stores.diskbytes import (
     COUNT,
     GET,
-    LAST,
     OVER,
     PUT,
+    REMOVE,
     THERE,
     BytesCache,
     BytesDisk,
-    listed,
     room,
 )
 from sidecar.stores.diskerrors import ERRORS, translated
 from sidecar.stores.diskopen import Claim, connected
+from sidecar.stores.diskrows import DiskRows
 
 _PATIENCE = 1000
 """Milliseconds to wait for another process that writes."""
 LEAST = 256 << 10
 """Bytes of the smallest store."""
+_View = TypeVar("_View", DiskLog, DiskRows)
 _FOUND = 64
 """Entries found since the last change that count as used by it."""
 
@@ -71,7 +72,8 @@ class DiskStore:
         self._reader, self._writer = connections
         self._found: deque[bytes] = deque(maxlen=_FOUND)
         self._disk = BytesDisk(None)
-        self._logs: list[DiskLog] = []
+        self._views: list[DiskLog | DiskRows] = []
+        self._removals = 0
         with self._changing():
             # At once, or many processes that start together would wait for each other.
             self._sql("BEGIN IMMEDIATE")
@@ -154,11 +156,12 @@ class DiskStore:
             diskroom.mark(self._writer, keys)
 
     def delete(self, keys: Iterable[bytes]) -> int:
-        def remove() -> int:
-            with self._cache.transact():
-                return sum([self._sql("DELETE FROM Cache WHERE key = ? AND raw = 1", key) for key in keys])
-
-        return self._remove(remove)
+        count = 0
+        with self._removal():
+            for some in diskroom.steps(keys):
+                with self._changing(), self._cache.transact():
+                    count += sum([self._sql(REMOVE, key) for key in some])
+        return count
 
     def purge(self, tag: str) -> int:
         return self._remove(lambda: self._cache.evict(tag))
@@ -168,27 +171,12 @@ class DiskStore:
 
     def expire(self) -> int:
         just_over = math.nextafter(self._clock(), math.inf)
-
-        def remove() -> int:
-            count = 0
-            # Of those whose time is over at the same moment, diskcache removes a hundred and leaves the rest.
-            while some := self._cache.expire(just_over):
-                count += some
-            return count
-
         with self._changing():
             over = self._rows("SELECT 1 FROM Cache WHERE expire_time < ? LIMIT 1", just_over)
-        return self._remove(remove) if over else 0
+        return self._remove(lambda: self._cache.expire_all(just_over)) if over else 0
 
     def changes(self) -> DiskLog:
-        with self._changing():
-            if self._closed:
-                raise sqlite3.ProgrammingError("closed")
-            connection = connected(self._claim.folder, writes=False)
-            connection.execute(f"PRAGMA busy_timeout={_PATIENCE}")
-            self._logs = [log for log in self._logs if not log.closed]
-            self._logs.append(DiskLog(connection, self._name, self._clock))
-            return self._logs[-1]
+        return self._view(DiskLog)
 
     def note(self, key: bytes, near: Near) -> bool:
         self._refuse(changes.room_of(near))
@@ -210,12 +198,9 @@ class DiskStore:
         with self._changing():
             return changes.served_key(self._writer, name)
 
-    def rows(self, start: int, *, newest: bool = False) -> Iterator[Row]:
-        last: int | None = LAST if newest else 0
-        while last is not None:
-            with self._changing():
-                batch, last = listed(self._writer, last, self._clock(), start, newest=newest)
-            yield from batch
+    def rows(self, start: int, *, newest: bool = False, largest: int | None = None) -> Generator[Row]:
+        with closing(self._view(DiskRows)) as view:
+            yield from view.all(start, newest=newest, largest=largest)
 
     def stats(self) -> StoreStats:
         with self._changing():
@@ -226,14 +211,18 @@ class DiskStore:
         with self._reading, self._writing:
             self._closed = True
             # Not after the claim: nothing would keep the store from being replaced while one of them reads.
-            for log in self._logs:
-                log.close()
+            for view in self._views:
+                view.close()
             for connection in (self._reader, self._writer):
                 with suppress(sqlite3.Error):
                     connection.close()
+            if self._removals:
+                with suppress(OSError):
+                    self._claim.change()
             self._claim.close()
 
-    # All that follows is called within `_changing`, except for `_make_room`, `_remove` and `_refuse`.
+    # All that follows is called within `_changing`, except for `_view`, `_make_room`, `_remove`, `_removal`
+    # and `_refuse`.
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -250,6 +239,16 @@ class DiskStore:
 
     def _translated(self, error: Exception) -> StoreError:
         return translated(self._name, error, closed=self._closed)
+
+    def _view(self, make: Callable[[sqlite3.Connection, str, Callable[[], float]], _View]) -> _View:
+        with self._changing():
+            if self._closed:
+                raise sqlite3.ProgrammingError("closed")
+            connection = connected(self._claim.folder, writes=False)
+            connection.execute(f"PRAGMA busy_timeout={_PATIENCE}")
+            made = make(connection, self._name, self._clock)
+            self._views = [*[view for view in self._views if not view.closed], made]
+            return made
 
     def _sql(self, statement: str, *values: object) -> int:
         return self._writer.execute(statement, values).rowcount
@@ -274,15 +273,24 @@ class DiskStore:
                 more = diskroom.cull(self._writer, self._limit)
 
     def _remove(self, remove: Callable[[], int]) -> int:
+        with self._removal(), self._changing():
+            return remove()
+
+    @contextmanager
+    def _removal(self) -> Iterator[None]:
         with self._changing():
             self._claim.change()  # what is being written now was asked for before
-            try:
-                count = remove()
-            finally:
+            self._removals += 1
+        try:
+            yield
+        finally:
+            with self._changing():
+                self._removals -= 1
+                self._wiping = True
                 self._claim.change()
+        with self._changing():
             diskroom.shrink(self._writer)
             self._wipe()
-        return count
 
     def _wipe(self) -> None:
         """Left to the next change while somebody reads."""

@@ -16,37 +16,37 @@ leads to one: it gets no tail, and no page of its own.
 
 import os
 import sqlite3
-from contextlib import suppress
 from typing import Any
 
 import diskcache
 from diskcache.core import DBNAME, DEFAULT_SETTINGS, METADATA, MODE_RAW, UNKNOWN
 
-from sidecar.stores.base import Row
 from sidecar.stores.sqlitefile import PAGE
 
 __all__ = [
     "COUNT",
     "DBNAME",
+    "FRONT",
     "GET",
-    "LAST",
     "OVER",
+    "PIECE",
     "PUT",
+    "REMOVE",
     "SETTINGS",
     "THERE",
     "BytesCache",
     "BytesDisk",
-    "listed",
+    "length_of",
     "room",
     "unwrap",
     "wrap",
 ]
 
-_FRONT = ((PAGE - 12) * 32 // 255) - 23
-"""From https://www.sqlite.org/fileformat2.html, section 1.6."""
-_PIECE = PAGE - 4
+FRONT = ((PAGE - 12) * 32 // 255) - 23
+"""Bytes before the blob; from https://www.sqlite.org/fileformat2.html, section 1.6."""
+PIECE = PAGE - 4
 _SMALL = 64
-LONGEST_KEY = _FRONT - 10
+LONGEST_KEY = FRONT - 10
 
 SETTINGS = frozenset(DEFAULT_SETTINGS.keys() | METADATA.keys())
 """All that diskcache keeps in its table of settings. It runs others as pragmas, if they are in the file."""
@@ -63,29 +63,22 @@ PUT = (
     " access_time = excluded.access_time, tag = excluded.tag, size = excluded.size, mode = excluded.mode,"
     " filename = excluded.filename, value = excluded.value"
 )
+REMOVE = "DELETE FROM Cache WHERE key = ? AND raw = 1"
 OVER = (
     "DELETE FROM Cache WHERE rowid IN"
     " (SELECT rowid FROM Cache WHERE expire_time <= ? ORDER BY expire_time LIMIT 10)"
 )
-_ROWS = (
-    "SELECT rowid, key, tag, expire_time FROM Cache WHERE rowid {} ? AND raw = 1 AND mode = 1"
-    " AND expire_time > ? AND typeof(key) = 'blob' AND typeof(tag) = 'text' AND typeof(value) = 'blob'"
-    " ORDER BY rowid {} LIMIT 100"
-)
-_FORWARDS, _BACKWARDS = _ROWS.format(">", "ASC"), _ROWS.format("<", "DESC")
-LAST = (1 << 63) - 1
-"""A number that follows those of all entries."""
 
 
 def _front(key: bytes, size: int) -> bytes:
-    return (size.to_bytes(8, "big") + len(key).to_bytes(2, "big") + key).ljust(_FRONT, b"\0")
+    return (size.to_bytes(8, "big") + len(key).to_bytes(2, "big") + key).ljust(FRONT, b"\0")
 
 
-def _length(key: bytes, value: bytes) -> int:
-    """Of the blob that a stored value, or its first `_FRONT` bytes, belongs to. Raises ValueError where it is
+def length_of(key: bytes, value: bytes) -> int:
+    """Of the blob that a stored value, or its first `FRONT` bytes, belongs to. Raises ValueError where it is
     not that key's: a damaged index can lead to another row."""
     size = int.from_bytes(value[:8], "big")
-    if value[:_FRONT] != _front(key, size):
+    if value[:FRONT] != _front(key, size):
         raise ValueError("the value of another key")
     return size
 
@@ -97,37 +90,19 @@ def wrap(key: bytes, blob: bytes, small: int = _SMALL) -> bytes:
 
 def unwrap(key: bytes, value: bytes, small: int = _SMALL) -> bytes:
     """The blob. Raises ValueError where it is not whole, or that of another key."""
-    size = _length(key, value)
-    if len(value) != _FRONT + size + _tail(size, small):
+    size = length_of(key, value)
+    if len(value) != FRONT + size + _tail(size, small):
         raise ValueError("a value that is not whole")
-    return value[_FRONT : _FRONT + size]
-
-
-def listed(
-    connection: sqlite3.Connection, after: int, now: float, start: int, *, newest: bool
-) -> tuple[list[Row], int | None]:
-    """Some entries that follow the number `after`, with the first `start` bytes of each; and the number that
-    others may follow. `newest`: they come before it, the largest first."""
-    found = []
-    connection.execute("BEGIN")
-    rows = connection.execute(_BACKWARDS if newest else _FORWARDS, (after, now)).fetchall()
-    for rowid, key, tag, expires in rows:
-        with connection.blobopen("Cache", "value", rowid, readonly=True) as value:
-            begin = value.read(_FRONT + start)
-        with suppress(ValueError):
-            size = _length(key, begin)
-            found.append(Row(key, tag, expires, size, begin[_FRONT : _FRONT + min(start, size)]))
-    connection.execute("COMMIT")
-    return found, rows[-1][0] if rows else None
+    return value[FRONT : FRONT + size]
 
 
 def room(size: int) -> int:
     """Bytes that a blob takes in the database, about."""
-    return size + _tail(size, _SMALL) + _FRONT + 300
+    return size + _tail(size, _SMALL) + FRONT + 300
 
 
 def _tail(size: int, small: int) -> int:
-    return -size % _PIECE if size > small else 0
+    return -size % PIECE if size > small else 0
 
 
 class BytesDisk(diskcache.Disk):  # type: ignore[misc]  # it has no types
@@ -188,6 +163,14 @@ class BytesCache(diskcache.Cache):  # type: ignore[misc]  # it has no types
             disk_min_file_size=1 << 62,
             disk_pickle_protocol=0,
         )
+
+    def expire_all(self, now: float) -> int:
+        """What was over before now; returns how many there were."""
+        count = 0
+        # Of those whose time is over at the same moment, diskcache removes a hundred and leaves the rest.
+        while some := self.expire(now):
+            count += some
+        return count
 
     @property
     def _con(self) -> Any:

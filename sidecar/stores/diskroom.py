@@ -3,9 +3,11 @@
 All of it is for a connection that writes, and for one thread at a time.
 """
 
+import itertools
 import math
 import sqlite3
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from sidecar.stores.sqlitefile import PAGE
@@ -14,6 +16,10 @@ OWN = 32 * PAGE
 """Bytes of an empty database, about."""
 _STEP = 64
 """Entries that make room in one transaction."""
+_REMOVED = 128
+"""Entries that are removed in one transaction."""
+_BREAK = 0.1
+"""Seconds between two of those at most."""
 _PAGES = 4096
 """Unused pages that are given back in one transaction."""
 _CACHE = 4096
@@ -52,6 +58,19 @@ def cull(connection: sqlite3.Connection, limit: int) -> bool:
         if used(connection) <= limit:
             return False
     return bool(oldest)
+
+
+def steps(keys: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """What is to be removed, some at a time. Each time it waits for as long as that took: other processes
+    only look now and then whether they may write, and give up in the end."""
+    left = iter(keys)
+    some = list(itertools.islice(left, _REMOVED))
+    while some:
+        begun = time.monotonic()
+        yield some
+        took = time.monotonic() - begun
+        if some := list(itertools.islice(left, _REMOVED)):
+            time.sleep(min(took, _BREAK))
 
 
 def shrink(connection: sqlite3.Connection) -> None:

@@ -2,22 +2,24 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 
 import msgspec
 
 from sidecar.core.entry import Known, is_pointer, peek, pointed, unseal
-from sidecar.stores.base import AnswerStore, Row
+from sidecar.stores.base import AnswerStore, DamagedEntryError, Row
 
 _FACTS = 16 * 1024
 """Bytes of an entry's start that nearly always hold all its facts."""
 _POINTER = 128
 """The same of a pointer."""
-_STEP = 256
-"""Entries that are removed at once; others want to write meanwhile."""
+_DIGITS = 64
+"""Of a whole key."""
 _TENANT = re.compile(r"[0-9a-f]{16}")
 _KEY = re.compile(r"[0-9a-f]{1,64}")
+
+Shown = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
 class Item(msgspec.Struct, frozen=True):
@@ -89,16 +91,18 @@ class Census(msgspec.Struct):
 
 def items(
     store: AnswerStore, census: Census, *, newest: bool = False, most: int | None = None
-) -> Iterator[Item]:
+) -> Generator[Item]:
     """All answers whose time is not over. `newest`: those first that came last. `most`: entries that are
-    looked at, all if left out. Raises StoreError."""
-    for row in itertools.islice(store.rows(_FACTS, newest=newest), most):
-        if is_pointer(row.start):
-            census.aliases += 1
-        elif (known := _known(store, row)) is not None:
-            yield Item(row.key, row.tag, row.expires, row.size, msgspec.structs.replace(known, headers=()))
-        else:
-            census.unreadable += 1
+    looked at, all if left out. To be closed by whoever does not read it to its end. Raises StoreError."""
+    with closing(store.rows(_FACTS, newest=newest)) as rows:
+        for row in itertools.islice(rows, most):
+            if is_pointer(row.start):
+                census.aliases += 1
+            elif (known := _known(store, row)) is not None:
+                known = msgspec.structs.replace(known, headers=())
+                yield Item(row.key, row.tag, row.expires, row.size, known)
+            else:
+                census.unreadable += 1
 
 
 def aliases(store: AnswerStore) -> dict[bytes, list[bytes]]:
@@ -115,38 +119,53 @@ def count(store: AnswerStore, tag: str | None = None) -> int:
     return sum([not is_pointer(row.start) for row in rows if tag is None or row.tag == tag])
 
 
-def chosen(store: AnswerStore, wanted: Filter) -> list[bytes]:
-    """The keys of answers that are to be removed. Raises StoreError."""
-    store.delete(())  # what others hold in memory goes, and what was asked before now is not stored
-    return [item.key for item in items(store, Census()) if wanted.takes(item)]
-
-
-def remove(store: AnswerStore, keys: list[bytes], advance: Callable[[int], None] = lambda _step: None) -> int:
-    """Remove answers, and what points at them; returns how many there were. `advance` is told of each step.
-    Raises StoreError."""
-    going = frozenset(keys)
-    # Pointers first: one whose answer has gone already would be looked up in vain.
-    for some in _steps([key for key, target in _pointers(store) if target in going]):
-        store.delete(some)
+def purge(store: AnswerStore, wanted: Filter, shown: Shown | None = None) -> int:
+    """Remove the answers that fit, and what points at them; returns how many answers there were. `shown` is
+    told how many, and what it gives of each that is removed. Raises StoreError."""
     gone = 0
-    for some in _steps(keys):
-        gone += store.delete(some)
-        advance(len(some))
+
+    def going() -> Generator[bytes]:
+        # The store asks for them once nothing is stored any more that was asked for before.
+        nonlocal gone
+        keys = _chosen(store, wanted)
+        chosen = frozenset(keys)
+        gone = len(keys)
+        if keys:
+            # Pointers first: one whose answer has gone already would be looked up in vain.
+            yield from [key for key, target in _pointers(store) if target in chosen]
+        with shown(gone) if shown is not None else nullcontext(_unseen) as advance:
+            for key in keys:
+                yield key
+                advance(1)
+
+    with closing(going()) as keys:
+        store.delete(keys)
     return gone
 
 
-def _steps(keys: list[bytes]) -> Iterator[list[bytes]]:
-    return (keys[at : at + _STEP] for at in range(0, len(keys), _STEP))
+def _unseen(_step: int) -> None:
+    pass
+
+
+def _chosen(store: AnswerStore, wanted: Filter) -> list[bytes]:
+    if wanted.key is None or wanted != Filter(key=wanted.key) or len(wanted.key) < _DIGITS:
+        return [item.key for item in items(store, Census()) if wanted.takes(item)]
+    key = bytes.fromhex(wanted.key)
+    with suppress(DamagedEntryError):
+        blob = store.get(key)
+        return [key] if blob is not None and not is_pointer(blob) else []
+    return [key]
 
 
 def _pointers(store: AnswerStore) -> Iterator[tuple[bytes, bytes]]:
     """The keys of all pointers, and where they point."""
-    for row in store.rows(_POINTER):
-        target = None
-        with suppress(ValueError):
-            target = pointed(row.key, row.start) if is_pointer(row.start) else None
-        if target is not None:
-            yield row.key, target
+    with closing(store.rows(_POINTER, largest=_POINTER)) as rows:
+        for row in rows:
+            target = None
+            with suppress(ValueError):
+                target = pointed(row.key, row.start) if is_pointer(row.start) else None
+            if target is not None:
+                yield row.key, target
 
 
 def _known(store: AnswerStore, row: Row) -> Known | None:

@@ -3,7 +3,7 @@
 import itertools
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from threading import Lock
 from typing import NamedTuple
 
@@ -90,7 +90,10 @@ class MemoryStore:
     def delete(self, keys: Iterable[bytes]) -> int:
         with self._open():
             self._generation += 1
-            return sum([self._kept.pop(key) is not None for key in keys])
+        going = list(keys)
+        with self._open():
+            self._generation += 1
+            return sum([self._kept.pop(key) is not None for key in going])
 
     def purge(self, tag: str) -> int:
         with self._open():
@@ -140,13 +143,13 @@ class MemoryStore:
             held = self._kept.peek(key)
             return key if held is not None and held.life == life else None
 
-    def rows(self, start: int, *, newest: bool = False) -> Iterator[Row]:
+    def rows(self, start: int, *, newest: bool = False, largest: int | None = None) -> Generator[Row]:
         with self._open():
             now, items = self._clock(), list(self._kept.items())
         if newest:
             items.reverse()
         for key, kept in items:
-            if kept.expires > now:
+            if kept.expires > now and (largest is None or len(kept.blob) <= largest):
                 yield Row(key, kept.tag, kept.expires, len(kept.blob), kept.blob[:start])
 
     def stats(self) -> StoreStats:

@@ -1,17 +1,24 @@
-"""From latency lines to metrics: which counters and histograms a request that has ended moves."""
+"""From requests and calls that have ended to metrics: which counters and histograms each of them moves.
+
+A request is what a client saw, as its latency line has it. A call is what an upstream did, whoever of several
+clients, a job, or a check of a stored answer it was made for.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from sidecar.core.errors import KINDS
-from sidecar.core.latency import Aside
+from sidecar.core.gaps import NO_GAPS, Gaps
+from sidecar.core.latency import Aside, Labels
 from sidecar.core.types import Outcome
 from sidecar.telemetry.figures import saved_ms
 from sidecar.telemetry.metrics import Metrics
-from sidecar.telemetry.window import Cells
+from sidecar.telemetry.scale import tally
 
-STALL = 5000.0
-"""Milliseconds between two tokens that a person takes for an end."""
+STALL = 5.0
+"""Seconds between two tokens that a person takes for an end."""
 _RESERVED = "/_slipstream/"
 _STREAMS = _RESERVED + "streams/"
 _NO_WAY_BACK = {"not_found": "unknown", "gone": "gone"}
@@ -19,6 +26,24 @@ _OURS = frozenset([kind for kind, (_, _, outcome) in KINDS.items() if outcome is
 """What ends calls of which the upstream is not to blame, such as our own stop."""
 _OTEL_CALL = "gen_ai_client_"
 _TOKENS = (("input", "input_tokens"), ("output", "output_tokens"))
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A call that has ended."""
+
+    labels: Labels
+    total: float
+    """Seconds from its beginning to its end."""
+    first: float | None = None
+    """Seconds to the first content, reasoning or tool call."""
+    gaps: Gaps = NO_GAPS
+    response_model: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    error: str | None = None
+    """A status, or a kind of error; None where it did what it should, or was given up."""
+    complete: bool = True
+    retries: int = 0
 
 
 class Counting:
@@ -29,7 +54,7 @@ class Counting:
         self.metrics = metrics
         self._places = {name: (host, str(port)) for name, (host, port) in places.items()}
 
-    def request(self, line: Mapping[str, Any], aside: Aside, gaps: Cells) -> None:
+    def request(self, line: Mapping[str, Any], aside: Aside) -> None:
         """A request has ended."""
         metrics, count, observe = self.metrics, self.metrics.count, self.metrics.observe
         status, cache, upstream = line["status"], line["cache"], line["upstream"] or ""
@@ -44,18 +69,14 @@ class Counting:
             observe("slipstream_overhead_seconds", (upstream, cache), line["overhead_ms"])
         if line["keepalives"]:
             count("slipstream_keepalives_total", (), line["keepalives"])
-        if line["retries"]:
-            count("slipstream_upstream_retries_total", (upstream,), line["retries"])
         if aside.saved is not None:
             count("slipstream_cache_saved_seconds_total", (), saved_ms(line, aside) / 1000)
             for kind, name in _TOKENS:
                 if line[name]:
                     count("slipstream_cache_saved_tokens_total", (kind,), line[name])
-        self._end(line, aside, upstream)
-        if aside.own and line["operation"]:
-            self._call(line, aside, model, gaps)
+        self._end(line)
 
-    def _end(self, line: Mapping[str, Any], aside: Aside, upstream: str) -> None:
+    def _end(self, line: Mapping[str, Any]) -> None:
         """How it ended."""
         count, outcome = self.metrics.count, line["outcome"]
         if outcome == "cancelled":
@@ -66,55 +87,46 @@ class Counting:
             count("slipstream_resumes_total", ("resumed",))
         elif line["error"] in _NO_WAY_BACK and _came_back(line):
             count("slipstream_resumes_total", (_NO_WAY_BACK[line["error"]],))
-        if aside.own and (line["itl_max_ms"] or 0.0) >= STALL:
-            count("slipstream_stalls_total", (upstream,))
-        if (aside.own or aside.failed is not None) and upstream:
-            count("slipstream_upstream_calls_total", (upstream,))
-        failed = aside.failed if aside.failed is not None else error_type(line) if aside.own else None
-        if failed is not None and failed not in _OURS and upstream:
-            count("slipstream_upstream_errors_total", (upstream, failed))
 
-    def _call(self, line: Mapping[str, Any], aside: Aside, model: str, gaps: Cells) -> None:
-        """It was a call to a provider."""
-        metrics, labels = self.metrics, self._labels(line, model)
-        error = error_type(line) or ""
-        metrics.observe(f"{_OTEL_CALL}operation_duration_seconds", (*labels, error), line["total_ms"])
-        if line["ttft_ms"] is not None:
-            metrics.observe(f"{_OTEL_CALL}time_to_first_chunk_seconds", labels, line["ttft_ms"])
+    def call(self, call: Call) -> None:
+        """A call has ended."""
+        metrics, count, upstream = self.metrics, self.metrics.count, call.labels.upstream or ""
+        count("slipstream_upstream_calls_total", (upstream,))
+        if call.error is not None and call.error not in _OURS:
+            count("slipstream_upstream_errors_total", (upstream, call.error))
+        if call.retries:
+            count("slipstream_upstream_retries_total", (upstream,), call.retries)
+        kept, weight = call.gaps.kept
+        gaps = tally(kept, weight, 1000.0)
+        stalls = int(call.error == "upstream_stalled")
+        if call.gaps.longest >= STALL:  # it may be one of those that were not kept
+            stalls += sum([gap >= STALL for gap in kept]) * weight or 1
+        if stalls:
+            count("slipstream_stalls_total", (upstream,), stalls)
+        if not call.labels.operation:
+            return
+        labels = self._labels(call)
+        total = f"{_OTEL_CALL}operation_duration_seconds"
+        metrics.observe(total, (*labels, call.error or ""), call.total * 1000)
+        if call.first is not None:
+            metrics.observe(f"{_OTEL_CALL}time_to_first_chunk_seconds", labels, call.first * 1000)
         if gaps:
-            kept, weight = aside.gaps.kept
             name = f"{_OTEL_CALL}time_per_output_chunk_seconds"
             metrics.observe_cells(name, labels, gaps.items(), sum(kept) * weight)
-        self._tokens(line, labels)
+        for kind, tokens in (("input", call.input_tokens), ("output", call.output_tokens)):
+            if tokens is not None:
+                metrics.observe_count(f"{_OTEL_CALL}token_usage", (*labels, kind), tokens)
 
-    def _labels(self, line: Mapping[str, Any], model: str) -> tuple[str, ...]:
-        response = self.metrics.answering.get(line["response_model"], good=True)
-        host, port = self._places.get(line["upstream"] or "", ("", ""))
-        return (line["operation"], line["provider"] or "", model, response, host, port)
+    def _labels(self, call: Call) -> tuple[str, ...]:
+        labels = call.labels
+        model = self.metrics.names.get(labels.model, good=call.error is None and call.complete)
+        response = self.metrics.answering.get(call.response_model, good=True)
+        host, port = self._places.get(labels.upstream or "", ("", ""))
+        return (labels.operation or "", labels.provider or "", model, response, host, port)
 
-    def _tokens(self, line: Mapping[str, Any], labels: tuple[str, ...]) -> None:
-        for kind, name in _TOKENS:
-            if line[name] is not None:
-                self.metrics.observe_count(f"{_OTEL_CALL}token_usage", (*labels, kind), line[name])
-
-    def job(self, line: Mapping[str, Any]) -> None:
-        """A background job has ended. `line`: its fields in the log, and `upstream`, `provider`, `operation`,
-        `response_model`, `called_ms` beside them."""
-        self.metrics.count("slipstream_jobs_ended_total", (line["status"],))
-        if line["called_ms"] is None:
-            return
-        upstream = line["upstream"] or ""
-        if upstream:
-            self.metrics.count("slipstream_upstream_calls_total", (upstream,))
-        if line["status"] == "failed" and line["error"] and line["error"] not in _OURS:
-            self.metrics.count("slipstream_upstream_errors_total", (upstream, line["error"]))
-        good = line["status"] == "complete"
-        if not line["operation"]:
-            return
-        labels = self._labels(line, self.metrics.names.get(line["model"], good=good))
-        name = f"{_OTEL_CALL}operation_duration_seconds"
-        self.metrics.observe(name, (*labels, line["error"] or ""), line["called_ms"])
-        self._tokens(line, labels)
+    def job(self, status: str) -> None:
+        """A background job has ended."""
+        self.metrics.count("slipstream_jobs_ended_total", (status,))
 
 
 def is_good(line: Mapping[str, Any]) -> bool:

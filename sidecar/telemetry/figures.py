@@ -39,9 +39,10 @@ def overflow(key: Key) -> Key:
 def cells_of(line: Mapping[str, Any], aside: Aside, gaps: Cells) -> Iterator[tuple[int, int]]:
     """What a line adds to its series. `gaps`: as `gaps_of` has them."""
     yield _NUMBER["requests"], 1
+    accepted = line["status"] == 202  # a job: what it takes is another matter
     for name, base in _DIRECT:
         value = line[name]
-        if value is not None:
+        if value is not None and not accepted:
             yield base + bucket(value), 1
     for at, count in gaps.items():
         yield _GAP + at, count
@@ -50,7 +51,7 @@ def cells_of(line: Mapping[str, Any], aside: Aside, gaps: Cells) -> Iterator[tup
         yield _NUMBER["asked"], 1
         if cache == "hit" and line["cache_kind"] != "stale":
             yield _NUMBER["hits"], 1
-    if line["stream"]:
+    if line["stream"] and line["status"] is not None and line["status"] < 300:
         yield _NUMBER["streams"], 1
         if outcome in ("truncated", "upstream_error"):
             yield _NUMBER["broken"], 1

@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 from sidecar.core.latency import NOTHING, Aside
 from sidecar.tables import Config
 from sidecar.telemetry.budgets import Budgets, Change, Held, exceeded, held
-from sidecar.telemetry.counting import Counting, error_type, is_good
+from sidecar.telemetry.counting import Call, Counting, error_type, is_good
 from sidecar.telemetry.figures import cells_of, gaps_of, overflow, saved_ms, summary
 from sidecar.telemetry.log import now
 from sidecar.telemetry.metrics import Metrics, Names
@@ -62,6 +62,7 @@ class Meter:
         self._pending: list[tuple[Line, Aside, list[Held]]] = []
         """Lines that are not counted yet: several in a row take less time, with all that it takes still in
         the processor's caches."""
+        self._calls: list[Call] = []
         self.span: Span | None = None
 
     def take(self, line: Line, aside: Aside = NOTHING) -> None:
@@ -83,11 +84,28 @@ class Meter:
     def settle(self) -> None:
         """Count what has come. Whoever reads figures calls this first. Never raises."""
         pending, self._pending = self._pending, []
+        calls, self._calls = self._calls, []
+        for call in calls:
+            try:
+                self._counting.call(call)
+            except Exception as error:  # noqa: BLE001 - reason: the others are to be counted
+                self._on_fault(error)
         for line, aside, against in pending:
             try:
                 self._count(line, aside, against)
             except Exception as error:  # noqa: BLE001 - reason: the others are to be counted
                 self._on_fault(error)
+
+    def take_call(self, make: Callable[[], Call | None]) -> None:
+        """A call to an upstream has ended; `make` says which. Never raises."""
+        if not self._on:
+            return
+        try:
+            call = make()
+            if call is not None:
+                self._calls.append(call)
+        except Exception as error:  # noqa: BLE001 - reason: as above
+            self._on_fault(error)
 
     def _settled(self) -> Iterable[tuple[str, tuple[str, ...], float]]:
         """Asked before metrics are read; it has none of its own."""
@@ -95,10 +113,10 @@ class Meter:
         return ()
 
     def take_job(self, line: Mapping[str, Any]) -> None:
-        """A background job has ended; see `Counting.job`. Never raises."""
+        """A background job has ended; `line`: its fields in the log. Never raises."""
         try:
             if self._on:
-                self._counting.job(line)
+                self._counting.job(line["status"])
                 for one in held(_as_request(line), self._targets):
                     self._hold(one)
         except Exception as error:  # noqa: BLE001 - reason: as above
@@ -138,6 +156,7 @@ class Meter:
     def watch(self) -> None:
         """Say which alarms begin and end now. To be called now and then."""
         self.settle()
+        self._window.beat()
         for change in self.budgets.changes() if self._on else ():
             self._tell(change)
 
@@ -174,7 +193,7 @@ class Meter:
         feature = self._features.get(line["feature"], good=good)
         key = (line["upstream"], model or None, feature or None, line["cache"])
         self._window.add(key, cells_of(line, aside, gaps))
-        self._counting.request(line, aside, gaps)
+        self._counting.request(line, aside)
         for one in against:
             self._hold(one)
         if aside.saved is not None:

@@ -22,9 +22,14 @@ from sidecar.telemetry.window import OTHER
 NAMES = 50
 """Models that are told apart."""
 _SERIES = 1000
-"""Of one metric; what comes later is counted as `other` in every label."""
+"""Of one counter; what comes later is counted as `other` in every label."""
+_HISTOGRAM_SERIES = 200
+"""The same of a histogram, each of which is a dozen lines of a scrape."""
+
+_FORMS = ("text/plain; ", "application/openmetrics-text; version=1.0.0; ")
 
 Labels = tuple[str, ...]
+Encoder = Callable[[Collector], bytes]
 Gauges = Callable[[], Iterable[tuple[str, Labels, float]]]
 """What is read when it is asked for: metric, labels, value. Counters, too, where they are kept elsewhere."""
 
@@ -77,7 +82,7 @@ class Metrics(Collector):
     def count(self, name: str, labels: Labels = (), by: float = 1) -> None:
         """Add to a counter."""
         series = self._counters[name]
-        labels = _within(series, labels)
+        labels = _within(series, labels, _SERIES)
         series[labels] = series.get(labels, 0) + by
 
     def observe(self, name: str, labels: Labels, milliseconds: float) -> None:
@@ -97,7 +102,7 @@ class Metrics(Collector):
         series = self._histograms[name]
         found = series.get(labels)
         if found is None:
-            labels = _within(series, labels)
+            labels = _within(series, labels, _HISTOGRAM_SERIES)
             found = series.setdefault(labels, _Histogram({}))
         counts = found.cells
         for at, count in cells:
@@ -105,40 +110,38 @@ class Metrics(Collector):
         found.sum += total
 
     def collect(self) -> Iterator[Metric]:
-        """All families, those without a series as well. On the event loop, or on what `snapshot` made."""
+        """All families, those without a series as well. On the event loop."""
         return iter(self.snapshot())
 
     def snapshot(self) -> list[Metric]:
         """The same."""
+        return self.prepare()()
+
+    def prepare(self) -> Callable[[], list[Metric]]:
+        """The same in two steps: on the event loop counts are copied, and what is returned, which takes
+        longer by far, may run in a thread."""
         read: dict[str, dict[Labels, float]] = {}
         for source in self._sources:
             for name, labels, value in source():
                 read.setdefault(name, {})[labels] = value
-        return [self._family(family, read.get(family.name, {})) for family in FAMILIES]
+        counted = {name: {**series, **read.pop(name, {})} for name, series in self._counters.items()}
+        observed = {
+            name: [(labels, found.cells.copy(), found.sum) for labels, found in series.items()]
+            for name, series in self._histograms.items()
+        }
 
-    def _family(self, family: Family, read: Mapping[Labels, float]) -> Metric:
-        if family.kind == "histogram":
-            histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
-            for labels, found in self._histograms[family.name].items():
-                counts = _cumulative(family, found.cells)
-                every = sum(found.cells.values())
-                told = [
-                    (_edge(edge), float(count)) for edge, count in zip(family.bounds, counts, strict=True)
-                ]
-                histogram.add_metric(labels, [*told, ("+Inf", float(every))], found.sum)
-            return histogram
-        if family.kind == "gauge":
-            gauge = GaugeMetricFamily(family.name, family.help, labels=family.labels)
-            for labels, value in read.items():
-                gauge.add_metric(labels, value)
-            return gauge
-        counter = CounterMetricFamily(family.name, family.help, labels=family.labels)
-        series = {**self._counters[family.name], **read}
-        if not series and not family.labels:
-            series = {(): 0}
-        for labels, value in series.items():
-            counter.add_metric(labels, value)
-        return counter
+        def families() -> list[Metric]:
+            made: list[Metric] = []
+            for family in FAMILIES:
+                if family.kind == "histogram":
+                    made.append(_histogram(family, observed[family.name]))
+                elif family.kind == "gauge":
+                    made.append(_gauge(family, read.get(family.name, {})))
+                else:
+                    made.append(_counter(family, counted[family.name]))
+            return made
+
+        return families
 
 
 class Exposition:
@@ -152,15 +155,25 @@ class Exposition:
     def prepare(self, accept: str) -> Callable[[], tuple[bytes, str]]:
         """On the event loop: what is told is what was counted until now. The rest may run in a thread; it
         returns the text and its type. `accept`: the request's field."""
-        families = self._metrics.snapshot()
-        encode, kind = choose_encoder(accept)
+        families = self._metrics.prepare()
+        encode, kind = form(accept)
 
         def render() -> tuple[bytes, str]:
             registry = CollectorRegistry(auto_describe=False)
-            registry.register(_Given([*families, *self._process.collect()]))
+            registry.register(_Given([*families(), *self._process.collect()]))
             return encode(registry), kind
 
         return render
+
+
+def form(accept: str) -> tuple[Encoder, str]:
+    """What writes the form that is asked for, and its type. There are ten at most: which version it is, or
+    what else is asked for, is not the client's to make up."""
+    try:
+        encode, kind = choose_encoder(accept)
+    except (TypeError, ValueError):  # a version that is no number
+        return choose_encoder("")
+    return (encode, kind) if kind.startswith(_FORMS) else choose_encoder("")
 
 
 class _Given(Collector):
@@ -173,6 +186,32 @@ class _Given(Collector):
         return self._families
 
 
+def _histogram(family: Family, series: Iterable[tuple[Labels, Cells, float]]) -> Metric:
+    made = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+    edges = [_edge(edge) for edge in family.bounds]
+    for labels, cells, total in series:
+        counts = [float(count) for count in _cumulative(family, cells)]
+        every = float(sum(cells.values()))
+        made.add_metric(labels, [*zip(edges, counts, strict=True), ("+Inf", every)], total)
+    return made
+
+
+def _gauge(family: Family, series: Mapping[Labels, float]) -> Metric:
+    made = GaugeMetricFamily(family.name, family.help, labels=family.labels)
+    for labels, value in series.items():
+        made.add_metric(labels, value)
+    return made
+
+
+def _counter(family: Family, series: Mapping[Labels, float]) -> Metric:
+    made = CounterMetricFamily(family.name, family.help, labels=family.labels)
+    if not series and not family.labels:
+        series = {(): 0}
+    for labels, value in series.items():
+        made.add_metric(labels, value)
+    return made
+
+
 def _cumulative(family: Family, cells: Cells) -> list[int]:
     if family.name.endswith("_seconds"):
         return cumulative(cells, [edge * 1000 for edge in family.bounds])
@@ -183,8 +222,8 @@ def _edge(value: float) -> str:
     return repr(float(value))
 
 
-def _within(series: Mapping[Labels, Any], labels: Labels) -> Labels:
+def _within(series: Mapping[Labels, Any], labels: Labels, most: int) -> Labels:
     """The labels, unless there are too many series already."""
-    if labels in series or len(series) < _SERIES:
+    if labels in series or len(series) < most:
         return labels
     return tuple([OTHER] * len(labels))

@@ -8,7 +8,9 @@ most, and up to ten seconds less.
 
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 SLOT = 10.0
@@ -22,6 +24,10 @@ OTHER = "other"
 Key = tuple[str | None, ...]
 Cells = dict[int, int]
 """What was counted: any number of cells, each of which only adds up."""
+Packed = tuple["array[int]", "array[int]"]
+"""The same of a slot that is over: cells, and what was counted there."""
+_STEPS = 8
+"""Of what is due, with each thing that is added; and more when nothing happens."""
 
 
 class Reading(NamedTuple):
@@ -48,12 +54,14 @@ class Window:
         self._began = clock()
         self._slot = self._began
         self._current: dict[Key, Cells] = {}
-        self._closed: list[dict[Key, tuple[array[int], array[int]]]] = []
+        self._closed: list[dict[Key, Packed]] = []
+        self._due: deque[Callable[[], None]] = deque()
         self._running: dict[str, dict[Key, Cells]] = {name: {} for name in SPANS}
 
     def add(self, key: Key, cells: Iterable[tuple[int, int]]) -> None:
         """Count something of a series. `cells`: numbers of cells below 65536, and what to add there."""
         self._roll()
+        self._work(_STEPS)
         series = self._current.get(key)
         if series is None:
             series = self._begin(key)
@@ -61,9 +69,15 @@ class Window:
             if count:  # a cell of nothing would be taken off twice
                 series[cell] = series.get(cell, 0) + count
 
+    def beat(self) -> None:
+        """To be called now and then, for when nothing is added."""
+        self._roll()
+        self._work(_STEPS * 8)
+
     def read(self, name: str) -> Reading:
         """All series of a window. The caller owns what it gets."""
         self._roll()
+        self._work_off()
         now = self._clock()
         series = {key: dict(cells) for key, cells in self._running[name].items()}
         for key, cells in self._current.items():
@@ -71,10 +85,16 @@ class Window:
         covered = (SPANS[name] - 1) * SLOT + now - self._slot
         return Reading(max(min(covered, now - self._began), 0.001), series)
 
-    def _begin(self, key: Key) -> Cells:
+    def _room(self, key: Key) -> bool:
+        """Whether a series can be told apart."""
         known = self._running[_LONGEST]
-        if key not in known and len(known.keys() | self._current.keys()) >= self._most:
-            key = self._overflow(key)
+        return key in known or len(known.keys() | self._current.keys()) < self._most
+
+    def _begin(self, key: Key) -> Cells:
+        if not self._room(key):
+            self._work_off()
+            if not self._room(key):
+                key = self._overflow(key)
         return self._current.setdefault(key, {})
 
     def _roll(self) -> None:
@@ -83,6 +103,7 @@ class Window:
             if now - self._slot > SLOT * (SPANS[_LONGEST] + 1):
                 # Nothing of what is here is within an hour.
                 self._current, self._closed = {}, []
+                self._due.clear()
                 self._running = {name: {} for name in SPANS}
                 self._slot = now - (now - self._slot) % SLOT
                 return
@@ -90,22 +111,41 @@ class Window:
             self._slot += SLOT
 
     def _close(self) -> None:
-        """The current slot is over."""
-        # Counts that a provider lied about may not fit: they cost this slot, not every one from now on.
+        """The current slot is over. What is to be done with it is done bit by bit."""
         current, self._current = self._current, {}
-        current = {key: cells for key, cells in current.items() if cells}
-        packed = {
-            key: (array("H", cells.keys()), array("Q", cells.values())) for key, cells in current.items()
-        }
+        packed: dict[Key, Packed] = {}
         self._closed.append(packed)
+        self._due.extend(
+            [partial(self._enter, key, cells, packed) for key, cells in current.items() if cells]
+        )
         for name, slots in SPANS.items():
-            running = self._running[name]
-            for key, cells in current.items():
-                merge(running.setdefault(key, {}), cells)
             if len(self._closed) >= slots:
-                _take_off(running, self._closed[-slots])
+                gone, running = self._closed[-slots], self._running[name]
+                self._due.append(partial(self._leave, gone, running))
         if len(self._closed) >= SPANS[_LONGEST]:
             del self._closed[0]
+
+    def _work(self, steps: int) -> None:
+        """Do some of what is due. Each step is about one series: together they would hold up the loop."""
+        for _ in range(min(steps, len(self._due))):
+            self._due.popleft()()
+
+    def _work_off(self) -> None:
+        """Do all that is due."""
+        while self._due:
+            self._work(len(self._due))
+
+    def _enter(self, key: Key, cells: Cells, packed: dict[Key, Packed]) -> None:
+        """A series of a slot that is over counts for all windows from now on."""
+        # Counts that a provider lied about may not fit: they cost this series, and not every one.
+        packed[key] = (array("H", cells.keys()), array("Q", cells.values()))
+        for running in self._running.values():
+            merge(running.setdefault(key, {}), cells)
+
+    def _leave(self, slot: dict[Key, Packed], running: dict[Key, Cells]) -> None:
+        """A slot leaves a window."""
+        # In front of what is due later: the next slot may leave only after this one.
+        self._due.extendleft([partial(_take_off, running, key, packed) for key, packed in slot.items()])
 
 
 def merge(into: Cells, more: Mapping[int, int]) -> None:
@@ -114,14 +154,13 @@ def merge(into: Cells, more: Mapping[int, int]) -> None:
         into[cell] = into.get(cell, 0) + count
 
 
-def _take_off(running: dict[Key, Cells], slot: dict[Key, tuple["array[int]", "array[int]"]]) -> None:
-    for key, (numbers, counts) in slot.items():
-        series = running[key]
-        for cell, count in zip(numbers, counts, strict=True):
-            left = series[cell] - count
-            if left:
-                series[cell] = left
-            else:
-                del series[cell]
-        if not series:
-            del running[key]
+def _take_off(running: dict[Key, Cells], key: Key, packed: Packed) -> None:
+    series = running[key]
+    for cell, count in zip(*packed, strict=True):
+        left = series[cell] - count
+        if left:
+            series[cell] = left
+        else:
+            del series[cell]
+    if not series:
+        del running[key]

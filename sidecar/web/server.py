@@ -107,7 +107,7 @@ class Protocol(web.RequestHandler):
         # aiohttp's task may have a step to go after the answer is out.
         waits = waits or (self.answered and not self._messages)
         if waits and self._aligned and self._server.again(self, data):
-            self._next_keepalive_close_time = self._loop.time() + KEEP_ALIVE
+            self._next_keepalive_close_time = self._loop.time() + self.keepalive_timeout
             return
         self.answered = False
         self.tail = data[-7:] if len(data) >= 7 else (self.tail + data)[-7:]
@@ -270,16 +270,17 @@ class Server(web.Server):
         timeouts: Timeouts,
         limits: Limits,
         most: int,
+        keep_alive: float = KEEP_ALIVE,
     ) -> None:
         """`refuse` answers a request, `reject` a connection; `again` answers one at once that came before, if
-        it can. `most`: connections at once."""
+        it can. `most`: connections at once; `keep_alive`: seconds that an idle one is kept."""
         super().__init__(
             cast("Any", handler),
             request_factory=cast("Any", Incoming),
             handler_cancellation=True,
             access_log=None,
             auto_decompress=False,
-            keepalive_timeout=KEEP_ALIVE,
+            keepalive_timeout=keep_alive,
             max_line_size=limits.headers,
             max_field_size=limits.headers,
             max_headers=256,

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 import msgspec
+from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.config import Config
@@ -62,7 +63,12 @@ class Service:
         self.admin: Admin | None = None
         if admin is not None:
             entries = Entries(made.cache, config, admin.folder, made.on_fault)
-            self.admin = Admin(config, made.board, entries, log, made.on_fault)
+            made.settle = entries.settled
+            given = config
+            if admin.moves and config.admin.port == config.server.port:
+                # It was given to the proxy; this one only has it by default.
+                given = replace(config, admin=replace(config.admin, port=0))
+            self.admin = Admin(given, made.board, entries, log, made.on_fault)
         self._listener: asyncio.Server | None = None
         self._server: Server | None = None
         self.url = ""
@@ -82,12 +88,11 @@ class Service:
 
     async def start(self) -> None:
         """Listen. Raises OSError when the address cannot be had, and AdminPortError."""
-        await self._start_admin()
         try:
+            await self._start_admin()
             await self._start_proxy()
-        except BaseException:
-            if self.admin is not None:
-                await self.admin.stop()
+        except (OSError, AdminPortError):
+            await self.stop(0.0)
             raise
 
     async def _start_admin(self) -> None:

@@ -369,6 +369,14 @@ async def test_names_are_never_markup(start: Start, open_tab: Open, tmp_path: Pa
         await tab.until("document.querySelectorAll('#waterfall tbody tr').length > 0")
         await tab.press("Escape")
         await tab.until("!document.querySelector('#waterfall').open")
+    # Another one at once, before the page is told that the last one is closed.
+    await tab.js(
+        "document.querySelector('#recent tbody button').click(); document.querySelector('#waterfall').close();"
+        "document.querySelector('#recent tbody tr:nth-child(2) button').click()"
+    )
+    await tab.until("document.querySelectorAll('#waterfall tbody tr').length > 0")
+    assert await tab.focused() == "Close"
+    await tab.press("Escape")
     assert await tab.js("document.querySelectorAll('script, img, iframe, object, a, i').length") == before
     assert await tab.js("document.querySelectorAll('main b b, td b, dd dd, th b').length") == 0
     assert await tab.js("document.title") == "Slipstream"

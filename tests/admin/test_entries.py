@@ -5,15 +5,17 @@ import hashlib
 import threading
 import time
 from array import array
+from contextlib import contextmanager
 
 import orjson
 import pytest
 
 from sidecar.cache import records
+from sidecar.cache.exact import ExactCache
 from sidecar.core.entry import Entry, Known, unseal
 from sidecar.stores.base import StoreError
 from sidecar.stores.disk import DiskStore
-from sidecar.stores.listing import Filter, aliases, chosen, remove
+from sidecar.stores.listing import Filter, aliases, purge
 from sidecar.web.admin import entries
 from tests.admin.conftest import ASK, BEARER, DIGEST, KEY, problem
 from tests.cli.cache_rig import ALICE, BOB, put, some, store_in
@@ -248,14 +250,17 @@ async def test_records_that_cannot_be_removed(begin, tmp_path):
     (tmp_path / records.NAME).mkdir()
     said = problem(await port.ask("/cache?all=1", "DELETE", [BEARER]), 503, "store_failed")
     assert records.NAME in said and str(tmp_path) not in said
-    assert len(await keys_listed(port)) == 1
+    # The answers went first: they are what matters.
+    assert await keys_listed(port) == []
+    (line,) = logged(port, "cache_purge_failed")
+    assert records.NAME in line["reason"] and str(tmp_path) not in line["reason"]
 
 
 async def test_a_store_that_fails(begin, monkeypatch):
     port = await begin()
     await ask(port)
 
-    def fail(self, start, *, newest=False):
+    def fail(self, start, *, newest=False, largest=None):
         raise StoreError("answers: disk I/O error")
         yield
 
@@ -280,10 +285,12 @@ async def test_a_disk_that_hangs_keeps_only_those_who_ask_for_it(begin, monkeypa
     monkeypatch.setattr(DiskStore, "stats", hang)
     asked = [asyncio.create_task(port.ask("/cache")) for _ in range(entries._WAITING)]
     await eventually(
-        lambda: port.admin._entries._waiting == entries._WAITING and entered.is_set(),
+        lambda: port.admin._entries._given == entries._WAITING and entered.is_set(),
         lambda: "they do not wait",
     )
-    assert "too many" in problem(await port.ask("/cache"), 503, "store_failed")
+    refused = await port.ask("/cache")
+    assert "too many" in problem(refused, 503, "store_failed")
+    assert refused.header("retry-after") == b"1"
     assert (await port.ask("/healthz")).status == 200
     gate.set()
     assert {answer.status for answer in await asyncio.gather(*asked)} == {200}
@@ -315,12 +322,178 @@ async def test_what_is_purged_while_others_ask_and_store(begin):
 def test_pointers_of_what_stays_stay(tmp_path):
     some(tmp_path)
     with store_in(tmp_path) as store:
-        steps = []
-        assert remove(store, chosen(store, Filter(model="n")), steps.append) == 2
-        assert steps == [2]
+        told = []
+
+        @contextmanager
+        def shown(total):
+            told.append(f"of {total}")
+            yield told.append
+            told.append("end")
+
+        assert purge(store, Filter(model="n"), shown) == 2
+        assert told == ["of 2", 1, 1, "end"]
         assert {key.hex() for key in aliases(store)} == {key_of("one"), key_of("two")}
         assert unseal(bytes.fromhex(key_of("one")), store.get(bytes.fromhex(key_of("one"))))
-        assert remove(store, []) == 0
+        assert purge(store, Filter(model="n")) == 0
+
+
+def test_an_answer_whose_key_is_known_is_not_searched_for(tmp_path, monkeypatch):
+    some(tmp_path)
+    read = []
+    rows = DiskStore.rows
+
+    def watched(self, start, *, newest=False, largest=None):
+        for row in rows(self, start, newest=newest, largest=largest):
+            read.append(len(row.key))
+            yield row
+
+    with store_in(tmp_path) as store:
+        monkeypatch.setattr(DiskStore, "rows", watched)
+        assert purge(store, Filter(key=key_of("one"))) == 1
+        assert read == [33] * 4  # pointers only
+        assert purge(store, Filter(key=key_of("one"))) == 0
+        assert read == [33] * 4
+        assert purge(store, Filter(key=key_of("two"), tenant=ALICE)) == 0
+        assert {key.hex() for key in aliases(store)} == {key_of(name) for name in ("two", "three", "four")}
+        assert len(list(rows(store, 0))) == 7
+
+
+def logged(port, event):
+    return [line for line in port.sidecar.lines.all if line["event"] == event]
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Holds up the looking and the purging of everything."""
+    made = threading.Event(), threading.Event()
+    opened, entered = made
+    calls = {"stats": DiskStore.stats, "clear": DiskStore.clear}
+    seen = []
+
+    def held(name):
+        def call(self):
+            seen.append(name)
+            entered.set()
+            assert opened.wait(30)
+            return calls[name](self)
+
+        return call
+
+    for name in calls:
+        monkeypatch.setattr(DiskStore, name, held(name))
+    yield opened, entered, seen
+    opened.set()
+
+
+async def test_while_the_store_is_being_opened_nothing_is_claimed(begin, tmp_path):
+    some(tmp_path)
+    port = await begin("memory")
+    opened = threading.Event()
+
+    def opener():
+        assert opened.wait(30)
+        return DiskStore.open(tmp_path / "answers", 1 << 30)
+
+    faults = []
+    cache = ExactCache(1 << 20, faults.append, faults.append, opening=True)
+    port.admin._entries._cache = cache
+    opening = asyncio.create_task(cache.open(opener))
+    for method, fields in (("GET", []), ("DELETE", [BEARER])):
+        answer = await port.ask("/cache?model=n" if method == "GET" else "/cache?all=1", method, fields)
+        assert "being opened" in problem(answer, 503, "store_failed")
+        assert answer.header("retry-after") == b"1"
+    opened.set()
+    await opening
+    assert len(await keys_listed(port)) == 5
+    assert await port.delete("/cache?all=1") == (200, {"removed": 5})
+    await cache.close()
+    assert faults == []
+
+
+async def test_a_store_that_cannot_be_opened_is_not_waited_for(begin):
+    port = await begin("memory")
+
+    def opener():
+        raise OSError("no")
+
+    cache = ExactCache(1 << 20, print, print, opening=True)
+    port.admin._entries._cache = cache
+    with pytest.raises(OSError, match="no"):
+        await cache.open(opener)
+    assert await keys_listed(port) == []
+    assert await port.delete("/cache?all=1") == (200, {"removed": 0})
+    await cache.close()
+
+
+async def test_those_who_leave_make_no_room_and_no_work(begin, gate):
+    """Until the thread has got to what they asked for: it would be done for nobody."""
+    opened, entered, seen = gate
+    port = await begin()
+    held = port.admin._entries
+    asked = [asyncio.create_task(held.listing(Filter(), 1)) for _ in range(entries._WAITING)]
+    await eventually(entered.is_set, lambda: "nobody looks")
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert "too many" in problem(await port.ask("/cache"), 503, "store_failed")
+    opened.set()
+    await eventually(lambda: not held._given, lambda: "they are still there")
+    assert seen == ["stats"]
+    assert await keys_listed(port) == []
+
+
+async def test_a_purge_is_logged_when_its_client_has_gone(begin, gate):
+    opened, entered, _ = gate
+    port = await begin()
+    await ask(port)
+    client = await port.open()
+    await client.send(request("DELETE", "/cache?all=1", None, [BEARER], host=port.host))
+    await eventually(entered.is_set, lambda: "it does not purge")
+    assert [line["all"] for line in logged(port, "cache_purging")] == [True]
+    client.close()
+    opened.set()
+    await eventually(lambda: logged(port, "cache_purged"), lambda: "nothing is logged")
+    (line,) = logged(port, "cache_purged")
+    assert (line["removed"], line["all"]) == (1, True)
+
+
+async def test_a_purge_that_takes_too_long_says_that_it_goes_on(begin, gate, monkeypatch):
+    opened, _, _ = gate
+    port = await begin()
+    monkeypatch.setattr(entries, "_PATIENCE", 0.01)
+    said = problem(await port.ask("/cache?all=1", "DELETE", [BEARER]), 503, "store_failed")
+    assert "may still be going on" in said
+    assert logged(port, "cache_purged") == []
+    opened.set()
+    await eventually(lambda: logged(port, "cache_purged"), lambda: "nothing is logged")
+
+
+async def test_what_the_log_says_of_a_filter(begin):
+    port = await begin()
+    await port.delete(f"/cache?upstream=planted-name&model=m&path=/v1&key=abcdef&tenant={ALICE}")
+    for event in ("cache_purging", "cache_purged"):
+        (line,) = logged(port, event)
+        assert line["filters"] == ["key", "model", "path", "tenant", "upstream"]
+        assert (line["all"], line["tenant"], line["model"], line["path"]) == (False, ALICE, "m", "/v1")
+        assert "key" not in line and "upstream" not in line
+
+
+async def test_before_the_store_is_closed_a_purge_comes_to_its_end(begin, gate):
+    opened, entered, _ = gate
+    port = await begin()
+    await ask(port)
+    held = port.admin._entries
+    purging = asyncio.create_task(port.delete("/cache?all=1"))
+    await eventually(entered.is_set, lambda: "it does not purge")
+    await held.settled(0.0)  # no longer than it was told
+    waiting = asyncio.create_task(held.settled(30.0))
+    answer = await port.ask("/cache?all=1", "DELETE", [BEARER])
+    assert "being stopped" in problem(answer, 503, "store_failed")
+    assert answer.header("retry-after") == b"1"
+    assert not waiting.done()
+    opened.set()
+    assert await purging == (200, {"removed": 1})
+    await waiting
 
 
 async def test_memory_forgets_no_more_than_it_was_told(begin):

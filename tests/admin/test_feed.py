@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 
 import httpx
 import httpx_sse
@@ -161,6 +162,24 @@ async def test_a_tick_is_made_once_for_all_listeners(start, monkeypatch):
     for listener in listeners:
         await listener.tick()
     assert sorted(asked) == ["1m", "1m", "5m", "5m"]
+
+
+async def test_figures_are_made_in_a_thread_of_the_ports_own_and_never_told_twice(start, monkeypatch):
+    port = await start(beat=3600)
+    board, threads = port.sidecar.service.assembly.board, []
+    prepare = board.prepare
+
+    def noted(window):
+        prepared = prepare(window)
+        return lambda: threads.append(threading.current_thread().name) or prepared()
+
+    monkeypatch.setattr(board, "prepare", noted)
+    port.admin._shared.memory = 3600.0
+    listener = await listen(port)
+    await listener.tick()
+    port.admin._feed._tick()
+    await listener.tick()
+    assert threads == ["slipstream-figures"] * 2
 
 
 async def test_more_than_the_most_are_refused_until_one_leaves(start):

@@ -118,6 +118,11 @@ def test_exactly_one_host():
         ("127.0.0.1", ["metrics.internal:9000"], "metrics.internal:9001", False),
         ("127.0.0.1", ["metrics.internal"], "a.metrics.internal", False),
         ("127.0.0.1", ["[fd00::1]"], "[fd00::1]:8401", True),
+        ("127.0.0.1", ["[fd00:0::1]:8401"], "[fd00::1]:8401", True),
+        ("127.0.0.1", ["[fd00::1]:8401"], "[FD00:0::1]:8401", True),
+        ("127.0.0.1", ["[fd00::1]:8401"], "[fd00::1]:8402", False),
+        ("127.0.0.1", ["192.0.2.7:8401"], "192.0.2.7:8401", True),
+        ("127.0.0.1", ["192.0.2.7:8401"], "192.0.2.7:8402", False),
         ("192.0.2.7", [], "192.0.2.7:8401", True),
         ("192.0.2.7", [], "192.0.2.8:8401", False),
         ("192.0.2.7", [], "localhost:8401", True),
@@ -136,10 +141,27 @@ def test_hosts_of_other_bindings(bound, listed, value, fits):
 
 
 @pytest.mark.parametrize(
+    ("listed", "value", "fits"),
+    [
+        ("fd00::1", "[fd00::1]:8401", True),
+        ("fd00::1", "[fd00::1]", True),
+        ("FD00:0:0::1", "[fd00::1]:8401", True),
+        ("fd00::1", "[fd00::2]", False),
+        ("fd00::1:8401", "[fd00::1]:8401", False),
+    ],
+)
+def test_addresses_may_be_listed_without_brackets(listed, value, fits):
+    """Where the configuration lets them."""
+    config = load({}, environment={}).config
+    port = rules(replace(config, admin=replace(config.admin, hosts=[listed])), ())
+    assert refusal(admit, port, asked((b"Host", value.encode()))) == (None if fits else FOREIGN_HOST)
+
+
+@pytest.mark.parametrize(
     ("host", "origin", "fits"),
     [
         ("localhost:8401", "http://localhost:8401", True),
-        ("localhost:8401", "https://localhost:8401", True),
+        ("localhost:8401", "https://localhost:8401", False),
         ("LOCALHOST:8401", "http://localhost:8401", True),
         ("localhost", "http://localhost", True),
         ("localhost:8401", "http://localhost", False),
@@ -158,6 +180,24 @@ def test_origins(host, origin, fits):
     for method in ("GET", "HEAD", "OPTIONS", "DELETE"):
         fields = ((b"Host", host.encode()), (b"Origin", origin.encode()))
         assert refusal(admit, LOCAL, asked(*fields, method=method)) == (None if fits else FOREIGN_ORIGIN)
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "fits"),
+    [
+        ("metrics.internal", "https://metrics.internal", True),
+        ("metrics.internal", "http://metrics.internal", True),
+        ("metrics.internal:8443", "https://metrics.internal:8443", True),
+        ("metrics.internal:8443", "https://metrics.internal", False),
+        ("localhost:8401", "https://localhost:8401", False),
+        ("127.0.0.1:8401", "https://127.0.0.1:8401", False),
+    ],
+)
+def test_tls_is_in_front_of_names_that_are_listed_only(host, origin, fits):
+    """This port speaks none: elsewhere it is another server's page, behind a port that says the same."""
+    fields = ((b"Host", host.encode()), (b"Origin", origin.encode()))
+    port = rules_for(hosts=["metrics.internal"])
+    assert refusal(admit, port, asked(*fields)) == (None if fits else FOREIGN_ORIGIN)
 
 
 def test_at_most_one_origin():

@@ -14,12 +14,12 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain
 
 from sidecar import tables
-from sidecar.web.admin import files
+from sidecar.web.admin import files, server
 from sidecar.web.admin.entries import Entries
 from sidecar.web.admin.server import Admin
 from tests.admin.conftest import ASK, BEARER, DIGEST, TOKEN, problem
 from tests.faults.conftest import descriptors, eventually
-from tests.faults.wire import CHAT, GUARD, LAST, chunk, head
+from tests.faults.wire import CHAT, GUARD, LAST, chunk, head, request
 
 JSON_PATHS = ["/stats", "/requests", "/cache", "/healthz", "/readyz"]
 PAGE = sorted(files.load())
@@ -30,6 +30,7 @@ SAFE = {
     "x-content-type-options": b"nosniff",
     "referrer-policy": b"no-referrer",
     "cross-origin-resource-policy": b"same-origin",
+    "cross-origin-opener-policy": b"same-origin",
 }
 
 
@@ -136,6 +137,24 @@ async def test_metrics_in_the_form_that_is_asked_for(start, accept, kind, parse)
     families = {family.name: family for family in parse(answer.body.decode())}
     ready = families["slipstream_ready"]
     assert [sample.value for sample in ready.samples] == [1.0]
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        b"application/openmetrics-text; version=x; escaping=foo",
+        b"application/openmetrics-text; version=2..0",
+        b"application/openmetrics-text; version=7.0.0",
+        b"text/plain; version=x",
+        b"text/plain; version=" + b"9" * 5000,
+        b"\xff;;=,",
+    ],
+)
+async def test_forms_that_are_none(start, accept):
+    port = await start()
+    answer = await port.ask("/metrics", fields=[(b"Accept", accept)])
+    assert answer.status == 200 and answer.header("content-type").startswith(b"text/plain; ")
+    assert b"slipstream_ready 1.0" in answer.body
 
 
 async def test_the_page_and_its_files(start):
@@ -263,9 +282,84 @@ async def test_a_connection_carries_one_request_after_another(start):
     await eventually(lambda: not port.admin._server.connections, lambda: "connections")
     client = await port.open()
     for _ in range(3):
-        await client.send(b"GET /healthz HTTP/1.1\r\nHost: %b\r\n\r\n" % port.host)
+        await client.send(b"GET /readyz HTTP/1.1\r\nHost: %b\r\n\r\n" % port.host)
         answer = await client.answer()
-        assert await answer.rest() == b'{"status":"ok"}\n'
+        assert json.loads(await answer.rest())["ready"] is True
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "fields", "status"),
+    [
+        ("GET", "/healthz", [], 200),
+        ("HEAD", "/healthz", [], 200),
+        ("GET", "/nowhere", [], 404),
+        ("GET", "/requests/nobody", [], 404),
+        ("GET", "/stats", [(b"Origin", b"null")], 403),
+        ("DELETE", "/cache?all=1", [], 401),
+    ],
+)
+async def test_no_place_is_kept_for_probes_and_for_who_has_no_business_here(
+    start, method, path, fields, status
+):
+    port = await start(admin__token_sha256=DIGEST)
+    client = await port.open()
+    await client.send(request(method, path, None, fields, host=port.host))
+    answer = await client.answer(method)
+    assert (answer.status, answer.header("connection")) == (status, b"close")
+    await answer.rest()
+    assert await client.closed() == b""
+
+
+async def test_idle_connections_do_not_take_health_away(start, monkeypatch):
+    """As many as there may be at once, some that have asked and some that never do."""
+    assert server.KEEP_ALIVE <= 5
+    monkeypatch.setattr(server, "KEEP_ALIVE", 0.5)
+    port = await start()
+    for number in range(server._MOST):
+        client = await port.open()
+        if number % 2:
+            await client.send(b"GET /readyz HTTP/1.1\r\nHost: %b\r\n\r\n" % port.host)
+            await (await client.answer()).rest()
+    await eventually(lambda: not port.admin._server.connections, lambda: "they are kept")
+    assert await port.get("/healthz") == {"status": "ok"}
+
+
+async def test_answers_that_nobody_reads_are_not_made(start):
+    """Requests behind one another, and a client that takes nothing: it is cut off before they are served."""
+    port = await start(timeouts__client=0.3)
+    path = max(PAGE, key=lambda path: len(files.load()[path].body))
+    asked, sent = 4000, b"GET %b HTTP/1.1\r\nHost: %b\r\n\r\n" % (path.encode(), port.host)
+    served, handler = [], port.admin._paths.handler
+    port.admin._paths.handler = lambda request: served.append(request) or handler(request)
+    loop = asyncio.get_running_loop()
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        await loop.sock_connect(sock, ("127.0.0.1", port.port))
+        sending = asyncio.create_task(loop.sock_sendall(sock, sent * asked))
+        await eventually(lambda: served, lambda: "nothing came")
+        await eventually(lambda: not port.admin._server.connections, lambda: "it is waited for")
+        await asyncio.gather(sending, return_exceptions=True)
+    assert 1 < len(served) < asked
+
+
+async def test_an_answer_that_nobody_reads_is_not_waited_for_when_it_is_the_last_one(start):
+    port = await start(timeouts__client=0.3)
+    loop = asyncio.get_running_loop()
+    big = port.admin._paths._files["/dashboard.js"]
+    port.admin._paths._files["/dashboard.js"] = big._replace(body=bytes(8 << 20))
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        await loop.sock_connect(sock, ("127.0.0.1", port.port))
+        await eventually(lambda: port.admin._server.connections, lambda: "it is not connected")
+        (protocol,) = port.admin._server.connections
+        transport = protocol.transport
+        transport.set_write_buffer_limits(high=16 << 20)  # all of it is with the transport, so nobody waits
+        fields = [(b"Connection", b"close")]
+        await loop.sock_sendall(sock, request("GET", "/dashboard.js", None, fields, host=port.host))
+        await eventually(transport.is_closing, lambda: "it is not answered")
+        await eventually(lambda: not port.admin._server.connections, lambda: "it is waited for")
 
 
 async def test_a_body_that_nobody_asked_for_is_no_request(start):
@@ -456,7 +550,7 @@ async def test_a_harmless_name_that_leads_to_another_side_of_this_machine(start)
 async def test_stopping_ends_every_connection(start):
     port = await start()
     idle, begun, streaming = await port.open(), await port.open(), await port.head("/events")
-    await idle.send(b"GET /healthz HTTP/1.1\r\nHost: %b\r\n\r\n" % port.host)
+    await idle.send(b"GET /readyz HTTP/1.1\r\nHost: %b\r\n\r\n" % port.host)
     await (await idle.answer()).rest()
     await begun.send(b"GET /healthz HTTP/1.1\r\nHo")
     await streaming.until_has(b"\n\n")

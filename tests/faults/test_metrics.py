@@ -1,5 +1,7 @@
 """Figures and metrics of a real sidecar: what happened is what they say, and nothing else."""
 
+import time
+
 import orjson
 import pytest
 
@@ -23,9 +25,10 @@ from tests.faults.cache import (
 )
 from tests.faults.comeback import IDS, STREAMS, again, back, begin, ended, left, passed
 from tests.faults.conftest import eventually
+from tests.faults.jobs import cancel, numbered, submitted
 from tests.faults.jobs import ended as job_ended
-from tests.faults.jobs import submitted
-from tests.faults.wire import CHAT, chunk, head, request
+from tests.faults.semantic import AGAIN, ASKED, asking, known, likeness, on_model
+from tests.faults.wire import CHAT, LAST, chunk, head, request
 from tests.telemetry.lines_rig import OPEN, TEXT, moved, parsed, samples
 
 pytestmark = pytest.mark.both_shells
@@ -62,6 +65,35 @@ class Counted:
         return (
             {name: value for name, value in found.items() if name.startswith(prefixes)} if prefixes else found
         )
+
+
+CALLS = "slipstream_upstream_calls_total"
+ERRORS = "slipstream_upstream_errors_total"
+DURATION = "gen_ai_client_operation_duration_seconds_count"
+OF_CALLS = ("gen_ai_", "slipstream_upstream_", "slipstream_stalls_")
+
+
+async def over(rig, counted):
+    """What calls have moved, once none is running."""
+    await settled(rig)
+    return counted(*OF_CALLS)
+
+
+def one_call(found, error=None):
+    """It was one, and ended so."""
+    (labels, amount), (_, called) = found[DURATION], found[CALLS]
+    assert (labels.get("error_type"), amount, called) == (error, 1, 1)
+    assert found.get(ERRORS) == (
+        ({"upstream": found[CALLS][0]["upstream"], "error_type": error}, 1) if error else None
+    )
+
+
+def summed(rig, name):
+    """By the last of its labels that has a value."""
+    told_ = samples(scraped(rig))
+    return {
+        labels[-1][1]: value for (of, labels), value in told_.items() if of == f"gen_ai_client_{name}_sum"
+    }
 
 
 def total(rig, window="5m"):
@@ -125,7 +157,7 @@ async def test_a_miss_and_its_hits(rig, tmp_path):
     assert requests(found) == {("complete", "2xx", "miss"): 1, ("complete", "2xx", "hit"): 1}
     assert by(found["slipstream_cache_results_total"]) == {("miss",): 1, ("exact", "hit"): 1}
     assert found["slipstream_cache_stored_total"] == 1
-    assert found["slipstream_upstream_calls_total"] == ({"upstream": (await rig.line())["upstream"]}, 1)
+    assert found[CALLS] == ({"upstream": (await rig.line())["upstream"]}, 1)
     miss, hit = await rig.line(), await rig.line(1)
     tokens = {(kind,): miss[f"{kind}_tokens"] for kind in ("input", "output")}
     assert by(found["slipstream_cache_saved_tokens_total"]) == tokens
@@ -339,13 +371,116 @@ async def test_a_collapsed_pair_is_two_requests_and_one_call(rig):
     for client in (first, second):
         await (await client.answer("POST")).rest()
     await rig.line(1)
+    await settled(rig)
     found = counted()
     assert requests(found) == {("complete", "2xx", "miss"): 1, ("complete", "2xx", "collapsed"): 1}
     assert by(found["slipstream_cache_results_total"]) == {("miss",): 1, ("collapsed",): 1}
-    assert found["gen_ai_client_operation_duration_seconds_count"][1] == 1
+    assert found[DURATION][1] == 1
     assert found["gen_ai_client_time_to_first_chunk_seconds_count"][1] == 1
-    assert found["slipstream_upstream_calls_total"][1] == 1
+    assert found[CALLS][1] == 1
     assert (total(rig)["hit_rate"], total(rig)["requests"]) == (0.0, 2)
+
+
+USED = b'data: {"model":"m-1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":7}}\n\n'
+
+
+async def both(rig, form):
+    """Two clients that share a call: the first one's, the other's, and the call."""
+    first, call = await begun(rig, form, KEY)
+    second = await rig.connect()
+    await second.send(request("POST", form.target, form.sent, [KEY]))
+    hub = rig.sidecar.service.assembly.hub
+    await eventually(lambda: [live.recording.readers for live in hub._live] == [2], lambda: "not joined")
+    return first, second, call
+
+
+@pytest.mark.parametrize("end", ["whole", "reset"])
+async def test_a_call_whose_first_client_leaves_while_another_reads_on_is_one_whole_call(rig, end):
+    """How long it took, what it used and how it failed are the call's, whoever was there to see it."""
+    await rig.start()
+    counted = Counted(rig)
+    first, second, call = await both(rig, STREAMED)
+    *begins, last = spoken()
+    await call.send(head(CHAT.kind), *map(chunk, begins[:2]))
+    size = len(b"".join(begins[:2]))
+    await (await first.answer("POST")).until(size)
+    answer = await second.answer("POST")
+    await left(rig, first)
+    gone = await rig.line()
+    assert (gone["outcome"], gone["cache"]) == ("cancelled", "miss")
+    assert counted(*OF_CALLS) == {}  # it goes on
+    # The rest of it takes longer than all that the first one saw.
+    until = time.perf_counter() + 2 * gone["total_ms"] / 1000
+    await eventually(lambda: time.perf_counter() > until, lambda: "time")
+    await call.send(chunk(begins[2] + USED))
+    await answer.until(len(b"".join(begins) + USED))
+    if end == "whole":
+        await call.send(chunk(last), LAST)
+        call.done()
+    else:
+        call.reset()
+    await answer.rest()
+    line = await rig.line(1)
+    error = None if end == "whole" else "upstream_closed"
+    assert (line["cache"], line["error"]) == ("collapsed", error)
+    found = await over(rig, counted)
+    one_call(found, error)
+    assert found[DURATION][0]["gen_ai_response_model"] == "m-1"
+    assert found["gen_ai_client_time_to_first_chunk_seconds_count"][1] == 1
+    assert [amount for _, amount in found["gen_ai_client_token_usage_count"]] == [1, 1]
+    (took,) = summed(rig, "operation_duration_seconds").values()
+    assert took * 1000 > 2 * gone["total_ms"]
+    tokens = [
+        value for (of, _), value in samples(scraped(rig)).items() if of == "gen_ai_client_token_usage_sum"
+    ]
+    assert sorted(tokens) == [3, 7]
+
+
+async def test_a_call_that_all_its_clients_have_left_was_given_up(rig):
+    await rig.start()
+    counted = Counted(rig)
+    *clients, call = await both(rig, STREAMED)
+    await call.send(head(CHAT.kind), *map(chunk, spoken()[:2]))
+    for number, client in enumerate(clients):
+        await client.answer("POST")
+        await left(rig, client)
+        await rig.line(number)
+    one_call(await over(rig, counted))
+
+
+@pytest.mark.parametrize("replay", ["instant", "paced"])
+@pytest.mark.parametrize("stays", [True, False])
+async def test_what_comes_out_of_the_cache_is_no_call(rig, replay, stays):
+    await rig.start(cache__ttl=3600, cache__replay=replay, keepalive__interval=0)
+    rig.provider.script = Script(tokens=6, interval=0.002)
+    first = await filled(rig, STREAMED, KEY)
+    counted = Counted(rig)
+    client = await rig.connect()
+    await client.send(request("POST", STREAMED.target, STREAMED.sent, [KEY]))
+    answer = await client.answer("POST")
+    if stays:
+        assert await answer.rest() == first.body
+    else:
+        await answer.more()
+        client.reset()
+    assert (await rig.line(1))["cache_kind"] == "exact"
+    assert await over(rig, counted) == {}
+    assert counted("slipstream_cache_results_total")
+
+
+async def test_what_checks_a_stored_answer_is_a_call(rig, tmp_path, model_folder):
+    """Though nobody waits for it."""
+    await on_model(rig, model_folder, tmp_path, semantic__verify=1)
+    await known(rig, asking(PLAIN, ASKED), KEY)
+    counted = Counted(rig)
+    assert likeness(await ask(rig, asking(PLAIN, AGAIN), KEY)) is not None
+    kept = rig.sidecar.service.assembly.cache.counts
+    await eventually(lambda: kept["verify_right"], lambda: kept)
+    found = await over(rig, counted)
+    one_call(found)
+    assert [amount for _, amount in found["gen_ai_client_token_usage_count"]] == [1, 1]
+    await rig.line(1)
+    assert requests(counted()) == {("complete", "2xx", "hit"): 1}
 
 
 # Clients that leave.
@@ -381,12 +516,18 @@ async def test_how_far_a_client_had_come_that_left(rig, phase):
     found = counted()
     expected = "upstream" if phase == "joined" else phase
     assert found["slipstream_disconnects_total"] == ({"phase": expected}, 1)
-    assert "slipstream_upstream_errors_total" not in found
+    assert ERRORS not in found
     assert (total(rig)["cancel_rate"], total(rig)["requests"]) == (1.0, 1)
     assert board(rig).errors(9) == []
     if phase == "joined":
+        assert found.get(CALLS) is None
         await streamed(call, *CHAT.events)
         await (await first.answer("POST")).rest()
+    found = await over(rig, counted)
+    if phase == "request":
+        assert found == {}
+    else:
+        one_call(found)
 
 
 # Upstreams that fail.
@@ -400,22 +541,20 @@ async def test_an_upstream_that_answers_with_an_error(rig, status):
     await told(call, b'{"error":{"message":"planted"}}', status=b"%d Bad" % status)
     assert (await client.answer("POST")).status == status
     line = await rig.line()
+    await settled(rig)
     found = counted()
-    assert found["slipstream_upstream_errors_total"] == (
-        {"upstream": line["upstream"], "error_type": str(status)},
-        1,
-    )
+    one_call(found, str(status))
     assert requests(found) == {("upstream_error", f"{status // 100}xx", "miss"): 1}
-    labels, amount = found["gen_ai_client_operation_duration_seconds_count"]
+    labels, amount = found[DURATION]
     assert (labels["error_type"], labels["gen_ai_request_model"], amount) == (str(status), line["model"], 1)
-    assert total(rig)["stream_error_rate"] == 1.0
+    assert total(rig)["stream_error_rate"] is None  # there was none
     assert [one["request_id"] for one in board(rig).errors(9)] == [line["request_id"]]
 
 
 @pytest.mark.parametrize(
     ("how", "kind", "rate"),
     [
-        ("gone", "upstream_unreachable", 1.0),
+        ("gone", "upstream_unreachable", None),
         ("cut", "upstream_closed", 1.0),
         ("stalled", "upstream_stalled", 0.0),
     ],
@@ -434,15 +573,28 @@ async def test_an_upstream_that_fails(rig, how, kind, rate):
         if how == "cut":
             call.reset()
         await (await client.answer("POST")).rest()
-    line = await rig.line()
-    found = counted()
-    assert found["slipstream_upstream_errors_total"] == (
-        {"upstream": line["upstream"], "error_type": kind},
-        1,
-    )
+    assert (await rig.line())["error"] == kind
+    found = await over(rig, counted)
+    one_call(found, kind)
+    assert (found.get("slipstream_stalls_total", (None, 0))[1] == 1) == (how == "stalled")
     assert total(rig)["stream_error_rate"] == rate
-    assert total(rig)["timeout_rate"] == 1.0 - rate
+    assert total(rig)["timeout_rate"] == (how == "stalled")
     assert len(board(rig).errors(9)) == 1
+
+
+@pytest.mark.parametrize("form", [PLAIN, STREAMED], ids=str)
+async def test_an_upstream_that_reports_an_error_in_a_good_answer(rig, form):
+    await rig.start()
+    counted = Counted(rig)
+    client, call = await begun(rig, form, KEY)
+    reported = b'{"error":{"message":"planted"}}'
+    if form is PLAIN:
+        await told(call, reported)
+    else:
+        await streamed(call, spoken()[0], b"data: %b\n\n" % reported)
+    assert (await client.answer("POST")).status == 200
+    await rig.line()
+    one_call(await over(rig, counted), "upstream_error")
 
 
 @pytest.mark.parametrize("many", [1, 2])
@@ -469,15 +621,12 @@ async def test_what_stood_in_for_an_upstream_that_failed(rig, many):
     for number in range(many):
         line = await rig.line(1 + number)
         assert (line["cache"], line["cache_kind"]) == ("hit", "stale")
+    await settled(rig)
     found = counted()
     assert found["slipstream_cache_results_total"] == ({"result": "hit", "kind": "stale"}, many)
     assert "slipstream_cache_saved_seconds_total" not in found
-    assert not [name for name in found if name.startswith("gen_ai_")]
-    assert found["slipstream_upstream_calls_total"][1] == 1
-    assert found["slipstream_upstream_errors_total"] == (
-        {"upstream": line["upstream"], "error_type": "503"},
-        1,
-    )
+    one_call(found, "503")
+    assert "gen_ai_client_token_usage_count" not in found
     assert total(rig)["hit_rate"] == 0.0
 
 
@@ -492,9 +641,10 @@ async def test_our_own_end_is_no_fault_of_the_upstream(rig):
     assert not await assembly.drain(0.0)
     line = await rig.line()
     assert (line["outcome"], line["error"]) == ("truncated", "draining")
+    await settled(rig)
     found = counted()
-    assert "slipstream_upstream_errors_total" not in found
-    assert found["slipstream_upstream_calls_total"][1] == 1
+    assert ERRORS not in found
+    assert (found[CALLS][1], found[DURATION][0]["error_type"], found[DURATION][1]) == (1, "draining", 1)
     assert found["slipstream_ready"] == -1
     assert board(rig).ready()["proxy"].ready is False
     assert "drains" in board(rig).ready()["proxy"].why
@@ -520,12 +670,12 @@ async def test_a_client_that_comes_back_is_no_call(rig, way):
         [await rig.line(), await rig.line(1)], key=lambda line: line["resumed_from"] is not None
     )
     assert (first["outcome"], second["resumed_from"]) == ("cancelled", 1)
+    await settled(rig)
     found = counted()
     assert found["slipstream_resumes_total"] == ({"result": "resumed"}, 1)
-    # The first client's line is written when its call is taken up again: it made the only call.
+    # The first client's line is written when its call is taken up again.
     assert found["slipstream_disconnects_total"] == ({"phase": "stream"}, 1)
-    assert found["gen_ai_client_operation_duration_seconds_count"][1] == 1
-    assert found["slipstream_upstream_calls_total"][1] == 1
+    one_call(found)
     assert found["slipstream_time_to_first_token_seconds_count"][1] == 1
 
 
@@ -569,8 +719,7 @@ async def test_a_job(rig, tmp_path):
     )
     found = counted()
     assert found["slipstream_jobs_ended_total"] == ({"status": "complete"}, 1)
-    assert found["gen_ai_client_operation_duration_seconds_count"][1] == 1
-    assert found["slipstream_upstream_calls_total"][1] == 1
+    one_call(found)
     assert {
         labels["gen_ai_token_type"]: amount for labels, amount in found["gen_ai_client_token_usage_count"]
     } == {"input": 1, "output": 1}
@@ -579,6 +728,55 @@ async def test_a_job(rig, tmp_path):
     assert (batch["windows"]["1m"]["requests"], batch["windows"]["1m"]["over"]) == (1, 1)
     # Taking it in and asking after it are requests like others, and no calls.
     assert all(line["budget_exceeded"] is None for line in rig.sidecar.lines.requests)
+
+
+async def ends_as(rig, client, name, end):
+    """The job has, and its line is written."""
+    assert (await job_ended(client, name))["status"] == end
+    await eventually(
+        lambda: [one for one in rig.sidecar.lines.all if one["event"] == "job" and one["job_id"] == name],
+        lambda: "no line",
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "error"),
+    [("cut", "failed", "upstream_closed"), ("refused", "failed", "503"), ("stopped", "cancelled", None)],
+)
+async def test_a_job_whose_call_came_to_nothing(rig, tmp_path, how, status, error):
+    await rig.start(folder=tmp_path)
+    rig.script(CHAT.target)
+    client = await rig.connect()
+    counted = Counted(rig)
+    name = await submitted(client)
+    call = await rig.call()
+    if how == "refused":
+        await told(call, b"{}", status=b"503 Unavailable")
+    else:
+        await call.send(head(CHAT.kind), chunk(CHAT.events[0]))
+        if how == "cut":
+            call.reset()
+        else:
+            await cancel(client, name)
+    await ends_as(rig, client, name, status)
+    one_call(await over(rig, counted), error)
+    assert counted("slipstream_jobs_ended_total") == {"slipstream_jobs_ended_total": ({"status": status}, 1)}
+
+
+async def test_a_job_that_never_began_is_no_call(rig, tmp_path):
+    await rig.start(folder=tmp_path, jobs__concurrency=1)
+    rig.script(CHAT.target)
+    client = await rig.connect()
+    counted = Counted(rig)
+    running = await submitted(client)
+    call = await rig.call()
+    queued = await submitted(client, numbered(2))
+    await cancel(client, queued)
+    await ends_as(rig, client, queued, "cancelled")
+    assert counted(*OF_CALLS) == {}
+    await streamed(call, *CHAT.events)
+    await ends_as(rig, client, running, "complete")
+    one_call(await over(rig, counted))
 
 
 async def test_a_job_that_is_waited_for_is_one_call(rig, tmp_path):
@@ -596,9 +794,7 @@ async def test_a_job_that_is_waited_for_is_one_call(rig, tmp_path):
     await eventually(
         lambda: [one for one in rig.sidecar.lines.all if one["event"] == "job"], lambda: "no line"
     )
-    found = counted()
-    assert found["gen_ai_client_operation_duration_seconds_count"][1] == 1
-    assert found["slipstream_upstream_calls_total"][1] == 1
+    one_call(await over(rig, counted))
 
 
 # Budgets.
@@ -703,11 +899,12 @@ async def test_what_is_ready(rig, tmp_path):
     )
 
 
-async def test_without_a_folder_there_are_no_jobs_and_all_else_is_ready(rig):
+async def test_without_a_folder_there_are_no_jobs_and_answers_are_in_memory_only(rig):
     await rig.start()
     found = board(rig).ready()
-    assert (found["proxy"].ready, found["cache"].ready, found["jobs"].ready) == (True, True, False)
-    assert "--data-dir" in found["jobs"].why
+    assert (found["proxy"].ready, found["cache"].ready, found["jobs"].ready) == (True, False, False)
+    assert "in memory only" in found["cache"].why
+    assert all("--data-dir" in found[name].why for name in ("cache", "jobs"))
     await rig.start(cache__mode="off")
     assert "cache" not in board(rig).ready()
 

@@ -357,6 +357,31 @@ def test_what_changes_while_rows_are_read(store):
     assert names(store, [449, 448, 447, 439, 438]) == [447]
 
 
+def test_rows_of_what_is_small(store):
+    for number in range(300):
+        put(store, number, bytes(number % 130))
+    found = {row.key: row for row in store.rows(100, largest=64)}
+    assert set(found) == {key(number) for number in range(300) if number % 130 <= 64}
+    assert all(row.start == bytes(row.size) for row in found.values())
+    assert len(list(store.rows(0, newest=True, largest=0))) == 3
+
+
+def test_what_is_deleted_may_be_looked_for_in_the_store(store):
+    """Once nothing is stored any more that was asked for before."""
+    for number in range(450):
+        put(store, number, tag=f"{number % 3}")
+    before = store.generation
+    seen = []
+
+    def looked_for():
+        seen.append(store.generation)
+        yield from [row.key for row in store.rows(0) if row.tag == "1"]
+
+    assert store.delete(looked_for()) == 150
+    assert before != seen[0] != store.generation
+    assert {row.tag for row in store.rows(0)} == {"0", "2"}
+
+
 def test_rows_that_nobody_reads_to_their_end(store):
     for number in range(450):
         put(store, number)

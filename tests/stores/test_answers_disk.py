@@ -1,12 +1,15 @@
 """sidecar.stores.disk: what its files hold, who may read them, and what becomes of damaged ones."""
 
 import fcntl
+import gc
 import math
 import os
 import random
 import sqlite3
 import stat
 import threading
+import weakref
+from contextlib import closing
 from pathlib import Path
 
 import diskcache
@@ -714,6 +717,85 @@ def test_what_could_not_be_committed_is_undone(store):
     assert store.get(key("a")) == b"first"
     put(store, "a", bytes(500_000))
     assert store.get(key("a")) == bytes(500_000)
+
+
+def test_others_write_while_many_are_deleted(store, folder, monkeypatch):
+    for number in range(600):
+        put(store, number)
+    changes = []
+    change = store._claim.change
+    monkeypatch.setattr(store._claim, "change", lambda: changes.append(change()))
+    other = sqlite3.connect(folder / DATABASE, isolation_level=None, timeout=0)
+
+    def keys():
+        for number in range(600):
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("ROLLBACK")
+            yield key(number)
+
+    assert store.delete(keys()) == 600
+    other.close()
+    assert len(changes) == 2
+    assert store.stats().entries == 0
+
+
+def test_a_deletion_that_is_broken_off_is_told_of_all_the_same(store, folder, opened):
+    for number in range(300):
+        put(store, number)
+    other = opened()
+    seen = []
+
+    def keys():
+        for number in range(300):
+            if number == 200:
+                seen.append(other.generation)
+                store.close()
+            yield key(number)
+
+    assert told_of(store.delete, keys()) == "answers: the store is closed"
+    assert other.generation != seen[0]
+    assert 0 < other.stats().entries < 300
+
+
+def test_rows_leave_nothing_behind(store):
+    """CPython keeps a reference for every blob that was ever opened on a connection."""
+    for number in range(300):
+        put(store, number)
+
+    def references():
+        gc.collect()
+        connections = [one for one in gc.get_objects() if isinstance(one, sqlite3.Connection)]
+        held = [one for some in gc.get_referents(*connections) if type(some) is list for one in some]
+        return len([one for one in held if isinstance(one, weakref.ref)])
+
+    before = references()
+    with closing(store.rows(10)) as rows:
+        next(rows)
+        assert references() > before + 90  # this does tell of them
+    list(store.rows(10))
+    assert references() < before + 90
+
+
+def test_rows_do_not_wait_for_those_who_write(store):
+    for number in range(300):
+        put(store, number)
+    rows = store.rows(10)
+    next(rows)
+    found = []
+    with store._writing:
+        reading = threading.Thread(target=lambda: found.extend(rows), daemon=True)
+        reading.start()
+        reading.join(30)
+        assert len(found) == 299
+
+
+def test_rows_of_a_store_that_is_closed_meanwhile(store):
+    for number in range(300):
+        put(store, number)
+    rows = store.rows(10)
+    next(rows)
+    store.close()
+    assert told_of(list, rows) == "answers: the store is closed"
 
 
 def test_errors_quote_nothing(store):

@@ -1,18 +1,20 @@
-"""Latency lines of every kind, and what a scrape says of them."""
+"""Latency lines, calls and jobs of every kind, and what a scrape says of them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from msgspec.structs import replace
 from prometheus_client import Metric
 from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from sidecar.core.gaps import Gaps
-from sidecar.core.latency import Aside, Heard, Labels, Trace, record
+from sidecar.core.latency import Heard, Labels, Trace, record
+from sidecar.telemetry.counting import Call
 from sidecar.telemetry.metrics import Exposition, Metrics
 
 PLACES = {"a": ("api.a.test", 443), "b": ("127.0.0.1", 8080)}
-OWN = Aside(own=True)
+CALLED = Labels("a", "openai", "chat", "m", stream=True)
 TEXT, OPEN = "text/plain; version=0.0.4", "application/openmetrics-text; version=1.0.0"
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -56,6 +58,40 @@ def line(**changes: Any) -> dict[str, Any]:
     unknown = changes.keys() - made.keys()
     assert not unknown, unknown
     return {**made, **changes, "phases": phases}
+
+
+def call(**changes: Any) -> Call:
+    """A call to an upstream that streamed the whole answer; with other fields, or labels by their names."""
+    labels = {name: changes.pop(name) for name in list(changes) if name in CALLED.__struct_fields__}
+    made: dict[str, Any] = {
+        "labels": replace(CALLED, **labels),
+        "total": 1.0,
+        "first": 0.1,
+        "response_model": "m-1",
+        "input_tokens": 10,
+        "output_tokens": 40,
+    }
+    return Call(**made | changes)
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    """The line of a job that is over."""
+    made = {
+        "job_id": "j1",
+        "status": "complete",
+        "tenant": None,
+        "path": "/v1/chat/completions",
+        "model": "m",
+        "queued_ms": 100.0,
+        "total_ms": 1100.0,
+        "events": None,
+        "input_tokens": 10,
+        "output_tokens": 40,
+        "feature": "batch",
+        "error": None,
+    }
+    assert changes.keys() <= made.keys()
+    return made | changes
 
 
 def families(metrics: Metrics, accept: str = TEXT) -> dict[str, Metric]:

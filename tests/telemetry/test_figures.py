@@ -21,7 +21,7 @@ from sidecar.telemetry.figures import (
 )
 from sidecar.telemetry.scale import UNIT
 from sidecar.telemetry.window import SLOT, SPANS, Reading, Window
-from tests.telemetry.lines_rig import OWN, gaps, line
+from tests.telemetry.lines_rig import gaps, line
 from tests.telemetry.test_window import ADVANCE, Clock, Model
 
 COUNTED = ("requests", "input_tokens", "output_tokens", "saved_tokens")
@@ -36,7 +36,9 @@ def exact(lines, seconds):
     """The figures of lines with what is beside them, by their definitions."""
     asked = [made for made, _ in lines if made["cache"] in {"hit", "miss", "collapsed"}]
     hits = [made for made in asked if made["cache"] == "hit" and made["cache_kind"] != "stale"]
-    streams = [made for made, _ in lines if made["stream"]]
+    streams = [
+        made for made, _ in lines if made["stream"] and made["status"] is not None and made["status"] < 300
+    ]
     broken = [made for made in streams if made["outcome"] in {"truncated", "upstream_error"}]
 
     def ended(outcome):
@@ -46,7 +48,7 @@ def exact(lines, seconds):
         return part / whole if whole else None
 
     values = {
-        name: [made[name] for made, _ in lines if made[name] is not None]
+        name: [made[name] for made, _ in lines if made[name] is not None and made["status"] != 202]
         for name in METRICS
         if name != "gap_ms"
     }
@@ -112,6 +114,7 @@ def lines(draw):
         cache=cache,
         cache_kind=kind,
         stream=draw(st.booleans()),
+        status=draw(st.sampled_from([None, 200, 200, 202, 404, 502])),
         outcome=draw(st.sampled_from([outcome.value for outcome in Outcome])),
         ttfb_ms=draw(st.none() | MS),
         ttft_ms=draw(st.none() | MS),
@@ -227,6 +230,16 @@ def rates(*given_):
             [0.0, 0.0, 0.5, 0.2],
         ),
         ([line(stream=False, outcome="truncated")], [0.0, 0.0, None, 0.0]),
+        # What was answered with an error, or not at all, never was a stream.
+        (
+            [
+                line(outcome="upstream_error", status=503),
+                line(outcome="upstream_error", status=300),
+                line(outcome="upstream_error", status=None),
+            ],
+            [0.0, 0.0, None, 0.0],
+        ),
+        ([line(outcome="truncated", status=502), line(outcome="truncated")], [0.0, 0.0, 1.0, 0.0]),
         ([line(), line(), line(outcome="timeout")], [0.0, 0.0, 0.0, 0.3333]),
     ],
 )
@@ -256,7 +269,7 @@ def test_gaps_are_counted_for_all_that_they_stand_for():
     told_ = figures(cells, 1.0)["gap_ms"]
     assert told_["count"] == len(kept) * 2
     assert told_["p50"] == told_["p99"] == pytest.approx(20.0, rel=0.01)
-    assert gaps_of(NOTHING) == gaps_of(OWN) == {}
+    assert gaps_of(NOTHING) == {}
 
 
 @pytest.mark.parametrize(

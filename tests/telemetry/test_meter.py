@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidecar.core.latency import Aside
+from sidecar.core.latency import NOTHING, Aside
 from sidecar.core.types import Outcome
 from sidecar.tables import Budget, Config, Metrics
 from sidecar.telemetry.counting import error_type
 from sidecar.telemetry.log import make_logger
 from sidecar.telemetry.meter import ERRORS, RECENT, Meter
-from tests.telemetry.lines_rig import OPEN, OWN, PLACES, TEXT, families, gaps, line, samples
-from tests.telemetry.test_counting import job
+from tests.telemetry.lines_rig import OPEN, PLACES, TEXT, call, families, gaps, job, line, samples
 from tests.telemetry.test_window import Clock
 
 BUDGETS = {"chat": Budget(500, 5000), "batch": Budget(None, 600.0)}
@@ -42,7 +41,7 @@ class Rig:
         write = write or (lambda made: self.written.append(copy.deepcopy(made)))
         self.meter = Meter(config, write, log, self.faults.append, PLACES, self.clock)
 
-    def take(self, number=1, aside=OWN, **changes):
+    def take(self, number=1, aside=NOTHING, **changes):
         for _ in range(number):
             self.meter.take(line(**changes), aside)
         assert not self.faults
@@ -146,7 +145,7 @@ def test_jobs_are_held_against_the_budget_of_their_feature():
     rig.meter.take_job(job(total_ms=500.0))
     rig.meter.take_job(job(status="failed", error="upstream_closed", total_ms=500.0))
     rig.meter.take_job(job(status="failed", error="upstream_closed", total_ms=700.0))
-    rig.meter.take_job(job(status="cancelled", error="stopped", total_ms=None, called_ms=None))
+    rig.meter.take_job(job(status="cancelled", error="stopped", total_ms=None))
     rig.meter.take_job(job(feature="chat", total_ms=6000.0))
     rig.meter.take_job(job(feature="unheard"))
     assert not rig.faults
@@ -185,7 +184,7 @@ def test_what_hits_saved():
     for _ in range(2):
         rig.take(aside=Aside(saved=2.0), **hit)
     rig.take(aside=Aside(saved=0.001), **(hit | {"input_tokens": None, "output_tokens": None}))
-    rig.take(aside=Aside(failed="503"), **(hit | {"cache_kind": "stale"}))
+    rig.take(**(hit | {"cache_kind": "stale"}))
     rig.take()
     assert rig.meter.saved == {
         "saved_seconds": pytest.approx(3.99),
@@ -200,6 +199,8 @@ def test_with_metrics_off_there_are_only_lines():
     rig = Rig(metrics=Metrics(enabled=False))
     rig.take(20, **OVER)
     rig.meter.take_job(job())
+    rig.meter.take_call(lambda: pytest.fail("nobody wants to know"))
+    assert not rig.faults
     assert len(rig.written) == 20
     assert {made["budget_exceeded"]["ttft_ms"] for made in rig.written} == {400.0}
     assert rig.said() == []
@@ -225,12 +226,46 @@ def test_a_mistake_of_ours_is_told_and_not_raised():
         raise broken
 
     rig = Rig(write)
-    rig.meter.take(line(), OWN)
-    rig.meter.take({}, OWN)
+    rig.meter.take(line(), NOTHING)
+    rig.meter.take({}, NOTHING)
     rig.meter.take_job({})
     assert rig.faults[0] is broken
     assert [type(fault) for fault in rig.faults[1:]] == [KeyError, KeyError]
     assert rig.meter.taken == 0
+
+
+CALLS = "slipstream_upstream_calls_total"
+
+
+def test_calls_are_counted_when_somebody_looks():
+    rig = Rig()
+    for made in (call(), call(error="503"), None, call(upstream="b")):
+        rig.meter.take_call(lambda made=made: made)
+    found = samples(families(rig.meter.metrics))
+    assert {labels: n for (name, labels), n in found.items() if name == CALLS} == {
+        (("upstream", "a"),): 2,
+        (("upstream", "b"),): 1,
+    }
+    assert samples(families(rig.meter.metrics)) == found
+    assert not rig.faults
+    assert (rig.written, rig.meter.taken) == ([], 0)
+
+
+def test_a_call_that_cannot_be_counted_costs_no_other():
+    rig, broken = Rig(), ValueError("no such call")
+
+    def make():
+        raise broken
+
+    rig.meter.take_call(make)
+    assert rig.faults == [broken]
+    rig.meter.take_call(call)
+    rig.meter.take_call(lambda: "no call")
+    rig.meter.take_call(call)
+    rig.meter.take(line())
+    assert samples(families(rig.meter.metrics))[CALLS, (("upstream", "a"),)] == 2
+    assert rig.meter.taken == 1
+    assert [type(fault) for fault in rig.faults] == [ValueError, AttributeError]
 
 
 @given(
@@ -270,11 +305,12 @@ def test_no_prompt_credential_or_query_is_in_a_metric(accept):
     for outcome in Outcome:
         rig.take(
             outcome=outcome.value,
-            aside=Aside(own=True, saved=1.0, parent=PLANTED.encode(), gaps=gaps(0.1)),
+            aside=Aside(saved=1.0, parent=PLANTED.encode(), gaps=gaps(0.1)),
             path=f"/v1/{PLANTED}",
             **secret,
         )
     rig.meter.take_job(job(job_id=PLANTED, tenant=PLANTED, path=PLANTED))
+    rig.meter.take_call(call)
     found = families(rig.meter.metrics, accept)
     told = [
         value for family in found.values() for sample in family.samples for value in sample.labels.values()

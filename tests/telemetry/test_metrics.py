@@ -5,10 +5,12 @@ import math
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
+from sidecar.telemetry import metrics as metrics_module
 from sidecar.telemetry.families import BY_NAME, FAMILIES
-from sidecar.telemetry.metrics import NAMES, Exposition, Metrics, Names
+from sidecar.telemetry.metrics import NAMES, Exposition, Metrics, Names, form
 from sidecar.telemetry.scale import tally
 from sidecar.telemetry.window import OTHER
 from tests.telemetry.lines_rig import OPEN, TEXT, families, samples
@@ -162,8 +164,8 @@ def test_names_of_nothing_good_take_half_of_the_room():
     assert (names.get(None, good=False), names.get("", good=False)) == ("", OTHER)
 
 
-@pytest.mark.parametrize("kind", ["counter", "histogram"])
-def test_the_1001st_series_is_other_and_the_counts_are_whole(kind):
+@pytest.mark.parametrize(("kind", "most"), [("counter", 1000), ("histogram", 200)])
+def test_one_series_too_many_is_other_and_the_counts_are_whole(kind, most):
     metrics = Metrics()
     for number in range(1500):
         for _ in range(2):
@@ -174,12 +176,12 @@ def test_the_1001st_series_is_other_and_the_counts_are_whole(kind):
     name = "slipstream_upstream_errors_total" if kind == "counter" else "slipstream_overhead_seconds"
     rest = "_total" if kind == "counter" else "_count"
     told = [sample for sample in families(metrics)[name].samples if sample.name.endswith(rest)]
-    assert len(told) == 1001
+    assert len(told) == most + 1
     assert sum(sample.value for sample in told) == 3000
     by_name = {sample.labels["upstream"]: sample for sample in told}
-    assert by_name[OTHER].value == 1000
+    assert by_name[OTHER].value == (1500 - most) * 2
     assert set(by_name[OTHER].labels.values()) == {OTHER}
-    assert by_name["u999"].value == 2
+    assert by_name[f"u{most - 1}"].value == 2
 
 
 def test_a_scrape_tells_what_was_counted_when_it_was_asked_for():
@@ -209,6 +211,41 @@ def test_a_scrape_tells_what_was_counted_when_it_was_asked_for():
     assert told["slipstream_active_requests"] == 1
     assert told["slipstream_faults_total"] == 7
     assert len(read) == 1
+
+
+def test_on_the_event_loop_counts_are_copied_and_nothing_is_made_of_them(monkeypatch):
+    made = []
+
+    def kept(kind):
+        return lambda *arguments, **more: made.append(kind) or kind(*arguments, **more)
+
+    for kind in (CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily):
+        monkeypatch.setattr(metrics_module, kind.__name__, kept(kind))
+    prepared = full().prepare()
+    assert made == []
+    assert [family.type for family in prepared()] == [family.kind for family in FAMILIES]
+    assert len(made) == len(FAMILIES)
+
+
+def test_all_at_once_is_what_the_two_steps_make():
+    metrics = full()
+    assert metrics.snapshot() == metrics.prepare()() == list(metrics.collect())
+
+
+def test_there_are_few_forms_whatever_is_asked_for():
+    """Each may be kept for a while."""
+    names = ["text/plain", "application/openmetrics-text", "*/*", "text/html", ""]
+    versions = ["0.0.1", "0.0.4", *[f"{major}.{minor}.0" for major in range(1, 30) for minor in range(5)]]
+    versions += ["x", "1.x", "", "-1", "1..0", "9" * 5000]
+    escapings = ["underscores", "allow-utf-8", "dots", "values", "x"]
+    kinds = {
+        form(f"{name};version={version};escaping={escaping}")[1]
+        for name in names
+        for version in versions
+        for escaping in escapings
+    }
+    assert form("")[1] in kinds and form(OPEN)[1] in kinds
+    assert len(kinds) <= 10
 
 
 def test_a_counter_may_be_kept_elsewhere_and_here():

@@ -21,8 +21,8 @@ Path = tuple[str | int, ...]
 
 Framing = Literal["sse", "ndjson", "array"]
 
-_MOST_TOKENS = 1 << 53
-"""More than any model says; what is larger is a lie, and would not fit a log line."""
+_MOST_TOKENS = 1 << 32
+"""More than any model says; what is larger is a lie, and sums of it would not fit anywhere."""
 
 
 class Facts(msgspec.Struct):

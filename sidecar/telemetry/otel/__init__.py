@@ -85,7 +85,7 @@ def make(
 
 
 def _check(signal: str, target: _Target) -> None:
-    upstream_url(target.origin, target.url)
+    upstream_url(target.origin, target.url, "http://127.0.0.1:4318")
     for other in _SIGNALS:
         if target.path and target.url.rstrip("/").endswith(f"/v1/{other}"):
             raise ConfigError(f"{target.origin}: expected the collector's address without /v1/{other}")

@@ -19,6 +19,8 @@ SAFE: Fields = (
     (b"Referrer-Policy", b"no-referrer"),
     # Not even as a script or an image of another page.
     (b"Cross-Origin-Resource-Policy", b"same-origin"),
+    # A page that opens ours, or that ours opens, holds no window of it.
+    (b"Cross-Origin-Opener-Policy", b"same-origin"),
 )
 """Fields of every answer."""
 NEVER_KEPT: Fields = ((b"Cache-Control", b"no-store"),)

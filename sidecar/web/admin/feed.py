@@ -6,11 +6,13 @@ as far as they are remembered; one that takes nothing for long is cut off.
 """
 
 import asyncio
+from collections.abc import Callable
 
 import orjson
 
 from sidecar.core.events import event
 from sidecar.serving.board import Board
+from sidecar.web.admin.shared import Shared
 from sidecar.web.reply import Reply
 
 MOST = 32
@@ -24,13 +26,14 @@ _SHOWN = 50
 class Feed:
     """All listeners of one process."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, shared: Shared) -> None:
         self._board = board
+        self._shared = shared
         self._next = asyncio.Event()
         """Set at the next tick, when another one takes its place."""
         self._timer: asyncio.TimerHandle | None = None
         self._listeners = 0
-        self._made = _Made(board)
+        self._made = _Made(board, shared)
         self.closed = False
 
     @property
@@ -64,7 +67,7 @@ class Feed:
 
     def _tick(self) -> None:
         self._timer = None
-        self._made = _Made(self._board)
+        self._made = _Made(self._board, self._shared)
         following, self._next = self._next, asyncio.Event()
         following.set()
         if self._listeners:
@@ -74,8 +77,9 @@ class Feed:
 class _Made:
     """What is told between one tick and the next; each part is made when it is asked for first."""
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, shared: Shared) -> None:
         self._board = board
+        self._shared = shared
         self._stats: dict[str, asyncio.Future[orjson.Fragment]] = {}
         self._active: orjson.Fragment | None = None
         self._lines: dict[int, tuple[int, orjson.Fragment]] = {}
@@ -84,9 +88,7 @@ class _Made:
     async def tick(self, window: str, mark: int) -> tuple[int, bytes]:
         """The next mark of a listener, and its event."""
         if window not in self._stats:
-            prepared = self._board.prepare(window)
-            work = asyncio.get_running_loop().run_in_executor(None, lambda: _json(prepared()))
-            self._stats[window] = work
+            self._stats[window] = self._shared.ask((window,), lambda: self._figures(window), remembered=False)
         # Whoever leaves takes it from nobody.
         stats = await asyncio.shield(self._stats[window])
         if self._active is None:
@@ -96,6 +98,10 @@ class _Made:
             self._lines[mark] = following, _json(lines)
         following, recent = self._lines[mark]
         return following, event("tick", {"stats": stats, "active": self._active, "recent": recent})
+
+    def _figures(self, window: str) -> Callable[[], orjson.Fragment]:
+        prepared = self._board.prepare(window)
+        return lambda: _json(prepared())
 
 
 def _json(value: object) -> orjson.Fragment:

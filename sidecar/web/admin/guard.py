@@ -6,7 +6,7 @@ pages cannot forge:
 | header | may be | or else |
 |---|---|---|
 | `Host`, exactly one | `localhost`, a loopback address, the name or address that it listens on, one of `admin.hosts`; any address where it listens on all of them. With or without a port | 403 `foreign_host` |
-| `Origin`, at most one | `http://` or `https://` with the very value of `Host`. `null` is not | 403 `foreign_origin` |
+| `Origin`, at most one | `http://` with the very value of `Host`; `https://` where that is one of `admin.hosts`, since something in front has to speak it. `null` is not | 403 `foreign_origin` |
 | `Sec-Fetch-Site`, at most one | `same-origin`, or `none`: typed, or a bookmark. Others only where somebody follows a link to the page: GET of `/` with `Sec-Fetch-Mode: navigate` and `Sec-Fetch-Dest: document` | 403 `foreign_site` |
 
 A name that an attacker owns may lead to this machine (DNS rebinding), but then it stands in `Host`. Names below
@@ -36,7 +36,8 @@ from sidecar.core.values import is_loopback
 from sidecar.web.admin.answer import ProblemError
 
 _HOST = re.compile(r"(\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(?::[0-9]{1,5})?")
-_OPEN = "/healthz"
+OPEN = "/healthz"
+"""For everybody who knows the host."""
 _REMEDY = 'set admin.token_sha256 to the first word of what `printf %s "$TOKEN" | sha256sum` prints'
 
 
@@ -57,15 +58,15 @@ def rules(config: Config, addresses: Collection[str]) -> Rules:
     admin = config.admin
     beyond = not all(is_loopback(host) for host in (admin.host, *addresses))
     digest = bytes.fromhex(admin.token_sha256) if admin.token_sha256 else None
-    return Rules(admin.host.lower(), frozenset(name.lower() for name in admin.hosts), digest, beyond)
+    return Rules(admin.host.lower(), frozenset(map(_normal, admin.hosts)), digest, beyond)
 
 
 def admit(rules: Rules, request: Request) -> None:
     """Raises ProblemError for who may not even look."""
-    host = _host(rules, _values(request, b"host"))
-    _check_origin(host, _values(request, b"origin"))
+    host, listed = _host(rules, _values(request, b"host"))
+    _check_origin(host, _values(request, b"origin"), listed=listed)
     _check_site(request)
-    if rules.beyond and request.path != _OPEN:
+    if rules.beyond and request.path != OPEN:
         _check_token(rules, request, basic=True)
 
 
@@ -78,14 +79,15 @@ def _values(request: Request, name: bytes) -> list[str]:
     return [value.decode("latin-1") for field, value in request.headers if field.lower() == name]
 
 
-def _host(rules: Rules, values: list[str]) -> str:
-    """The value of `Host`."""
+def _host(rules: Rules, values: list[str]) -> tuple[str, bool]:
+    """The value of `Host`, and whether it is listed."""
     value = values[0].lower() if len(values) == 1 else ""
     found = _HOST.fullmatch(value)
-    if found is None or not (_is_ours(rules, found[1]) or {found[1], value} & rules.hosts):
+    listed = found is not None and not rules.hosts.isdisjoint((_normal(found[1]), _normal(value)))
+    if found is None or not (listed or _is_ours(rules, found[1])):
         detail = "this port is not served under that name; list it in admin.hosts if it is yours"
         raise ProblemError(403, "foreign_host", "Another host's name", detail)
-    return value
+    return value, listed
 
 
 def _is_ours(rules: Rules, name: str) -> bool:
@@ -105,8 +107,21 @@ def _address(text: str) -> IPv4Address | IPv6Address | None:
         return None
 
 
-def _check_origin(host: str, values: list[str]) -> None:
-    if values and (len(values) > 1 or values[0].lower() not in (f"http://{host}", f"https://{host}")):
+def _normal(text: str) -> str:
+    """A name or an address, with a port or without, as there is one spelling of it."""
+    text = text.lower()
+    name, _, port = text.rpartition(":")
+    if _address(text) is not None or not port.isdigit():
+        name, port = text, ""
+    address = _address(name.strip("[]"))
+    if isinstance(address, IPv6Address):
+        name = f"[{address}]"
+    return f"{name}:{port}" if port else name
+
+
+def _check_origin(host: str, values: list[str], *, listed: bool) -> None:
+    ours = (f"http://{host}", f"https://{host}") if listed else (f"http://{host}",)
+    if values and (len(values) > 1 or values[0].lower() not in ours):
         raise ProblemError(
             403, "foreign_origin", "Another site's page", "only its own page may ask this port in a browser"
         )

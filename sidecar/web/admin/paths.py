@@ -1,22 +1,27 @@
 """What there is at each path of the admin port, but for the feed."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from urllib.parse import unquote
 
+import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.core.types import Request
 from sidecar.core.waterfall import pieces
 from sidecar.serving.board import Board
 from sidecar.stores.base import StoreError
+from sidecar.stores.listing import Filter
+from sidecar.telemetry.metrics import form
 from sidecar.web.admin import files, query
 from sidecar.web.admin.answer import ASKED_AGAIN, Answer, ProblemError, as_json, not_allowed
-from sidecar.web.admin.entries import Entries
+from sidecar.web.admin.entries import BusyError, Entries
+from sidecar.web.admin.shared import Shared
 
 _RECENT = 200
 _ERRORS = 50
 _REQUEST = "/requests/"
+_SAID = frozenset({"tenant", "model", "path"})
+"""Filters whose values the log repeats."""
 
 Handler = Callable[[Request], Awaitable[Answer]]
 
@@ -24,8 +29,9 @@ Handler = Callable[[Request], Awaitable[Answer]]
 class Paths:
     """One process's."""
 
-    def __init__(self, board: Board, entries: Entries, log: FilteringBoundLogger) -> None:
+    def __init__(self, board: Board, entries: Entries, shared: Shared, log: FilteringBoundLogger) -> None:
         self._board = board
+        self._shared = shared
         self._entries = entries
         self._log = log
         self._files = files.load()
@@ -57,12 +63,16 @@ class Paths:
 
     async def _metrics(self, request: Request) -> Answer:
         accept = request.fields.get(b"accept", b"").decode("latin-1")
-        body, kind = await asyncio.to_thread(self._board.metrics(accept))
+        _, chosen = form(accept)  # few there are; of what clients write, no end
+        body, kind = await self._shared.get(("metrics", chosen), lambda: self._board.metrics(accept))
         return Answer(200, kind.encode(), body)
 
     async def _stats(self, _request: Request) -> Answer:
+        return await self._shared.get(("stats",), self._figures)
+
+    def _figures(self) -> Callable[[], Answer]:
         prepared = self._board.prepare()
-        return await asyncio.to_thread(lambda: as_json(prepared()))
+        return lambda: as_json(prepared())
 
     async def _requests(self, _request: Request) -> Answer:
         board = self._board
@@ -100,13 +110,33 @@ class Paths:
         if self._entries.off:
             detail = "cache.mode is off; what is on disk goes with `slipstream cache purge`"
             raise ProblemError(409, "cache_off", "No answers are stored", detail)
+        told = _told(wanted)
+
+        def ended(removed: int | None, error: BaseException | None) -> None:
+            if error is None:
+                self._log.info("cache_purged", removed=removed, **told)
+            else:
+                reason = str(error) if isinstance(error, StoreError) else type(error).__name__
+                self._log.warning("cache_purge_failed", reason=reason, **told)
+
+        self._log.info("cache_purging", **told)
         try:
-            removed = await self._entries.purge(wanted)
+            return as_json({"removed": await self._entries.purge(wanted, ended)})
         except StoreError as error:
+            if isinstance(error, BusyError):
+                ended(None, error)
             raise _unavailable(error) from None
-        self._log.info("cache_purged", removed=removed, all=wanted is None)
-        return as_json({"removed": removed})
 
 
 def _unavailable(error: StoreError) -> ProblemError:
-    return ProblemError(503, "store_failed", "The stored answers cannot be reached", str(error))
+    later = ((b"Retry-After", b"1"),) if isinstance(error, BusyError) else ()
+    return ProblemError(503, "store_failed", "The stored answers cannot be reached", str(error), *later)
+
+
+def _told(wanted: Filter | None) -> dict[str, object]:
+    """What the log says of a purge: the names of its filters, and the values of some."""
+    if wanted is None:
+        return {"all": True}
+    given = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
+    values = {name: value for name, value in given.items() if name in _SAID}
+    return {"all": False, "filters": sorted(given), **values}

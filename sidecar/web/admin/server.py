@@ -22,13 +22,18 @@ from sidecar.web.admin import feed, guard, query
 from sidecar.web.admin.answer import NEVER_KEPT, SAFE, Answer, ProblemError, not_allowed, problem_of
 from sidecar.web.admin.entries import Entries
 from sidecar.web.admin.paths import Paths
+from sidecar.web.admin.shared import Shared
 from sidecar.web.incoming import Incoming
 from sidecar.web.reply import Reply, Sent
 from sidecar.web.server import Server
 
 _MOST = 64
 """Connections at once."""
+KEEP_ALIVE = 5.0
+"""Seconds an idle connection is kept: there are few, and `/healthz` needs one."""
 _LOOKING = ("GET", "HEAD")
+_STRANGE = (401, 403, 404)
+"""Whoever gets one of these has no business here: no place is kept for it."""
 
 
 class Admin:
@@ -46,8 +51,9 @@ class Admin:
         self._config = config
         self._entries = entries
         self._log = log
-        self._paths = Paths(board, entries, log)
-        self._feed = feed.Feed(board)
+        self._shared = Shared(on_fault)
+        self._paths = Paths(board, entries, self._shared, log)
+        self._feed = feed.Feed(board, self._shared)
         self._rules = guard.rules(config, ())
         self._listener: asyncio.Server | None = None
         self._server = Server(
@@ -59,6 +65,7 @@ class Admin:
             timeouts=config.timeouts,
             limits=config.limits,
             most=_MOST,
+            keep_alive=KEEP_ALIVE,
         )
         self.url = ""
         """Where it listens; known once started."""
@@ -97,6 +104,7 @@ class Admin:
                 if transport is not None and transport.get_write_buffer_size():
                     transport.abort()
             await self._listener.wait_closed()
+        self._shared.close()
         self._entries.close()
 
     async def _handle(self, raw: Incoming) -> Sent:
@@ -109,9 +117,10 @@ class Admin:
                 await self._serve(request, reply)
             except RefusedError as error:
                 reply.keep_alive = False
-                _send(reply, problem_of(error).answer)
+                await _answer(reply, problem_of(error).answer)
             except ProblemError as problem:
-                _send(reply, problem.answer)
+                reply.keep_alive = reply.keep_alive and problem.answer.status not in _STRANGE
+                await _answer(reply, problem.answer)
         except (ClientGoneError, ConnectionError):
             reply.cut()
         except Exception:  # reason: the server says in the log that it is ours; it must not look like an end
@@ -130,7 +139,9 @@ class Admin:
         handler = self._paths.handler(request)
         if request.method not in _LOOKING:
             guard.permit(self._rules, request)
-        _send(reply, await handler(request))
+        # Probes ask on a new connection each time: what they leave behind would only take places.
+        reply.keep_alive = reply.keep_alive and request.path != guard.OPEN
+        await _answer(reply, await handler(request))
 
     async def _tell(self, request: Request, reply: Reply) -> None:
         if request.method not in _LOOKING:
@@ -151,7 +162,15 @@ class Admin:
         reply.keep_alive = False
         with suppress(ClientGoneError):
             _send(reply, problem_of(error).answer)
+            reply.finish()
         return Sent(keep_alive=False)
+
+
+async def _answer(reply: Reply, answer: Answer) -> None:
+    """Send it, and take no further request before the client has taken most of it. Raises ClientGoneError."""
+    _send(reply, answer)
+    await reply.drained()
+    reply.finish()
 
 
 def _send(reply: Reply, answer: Answer) -> None:

@@ -82,6 +82,7 @@ export class Cache {
       $("#token").focus();
     });
     this.#dialog.addEventListener("close", () => {
+      if (this.#dialog.open) return; // for something else, before this was told
       $("#token").value = "";
       (this.#opener?.isConnected && !this.#opener.closest("[hidden]")
         ? this.#opener
@@ -123,15 +124,15 @@ export class Cache {
     this.#query = query;
     const shown = this.#table.show(found.items);
     const filtered = query.size > 0;
+    const none = found.mode === "off" ? "The cache is off." : "No answer is stored yet.";
+    const unseen = found.more && shown === 0; // a listing looks at the newest only, a purge at all
+    const among = `None that ${filtered ? "matches" : "can be shown"} is among the newest, which were looked at.`;
     write(
       $("#cache .none"),
-      filtered
-        ? "No stored answer matches."
-        : found.mode === "off"
-          ? "The cache is off."
-          : "No answer is stored yet.",
+      unseen ? `${among} Purging looks at all.` : filtered ? "No stored answer matches." : none,
     );
-    const some = found.more ? `The newest ${shown}` : counted(shown, "answer");
+    const some = unseen ? "None of the newest" : found.more ? `The newest ${shown}` : counted(shown, "answer");
+    const fit = unseen ? " matches" : " that match";
     const store = [];
     if (found.entries !== null)
       store.push(`${counted(found.entries, "entry", "entries")} with pointers to them`);
@@ -139,9 +140,9 @@ export class Cache {
       store.push(
         FORMATS.bytes(found.bytes) + (found.limit === null ? "" : ` of ${FORMATS.bytes(found.limit)}`),
       );
-    write(note, [`${some}${filtered ? " that match" : ""}`, ...store].join("; "));
-    $("#purge-matching").disabled = !filtered || shown === 0;
-    $("#purge-all").disabled = !filtered && shown === 0;
+    write(note, [`${some}${filtered ? fit : ""}`, ...store].join("; "));
+    $("#purge-matching").disabled = !filtered || (shown === 0 && !unseen);
+    $("#purge-all").disabled = !filtered && shown === 0 && !unseen;
   }
 
   #one(item, button) {

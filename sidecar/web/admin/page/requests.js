@@ -65,8 +65,8 @@ export class Requests {
   constructor(open) {
     const press = (line, button) => {
       this.#opener = button;
-      open(line, button).finally(() => {
-        this.#opener = null;
+      open(line, button).then(() => {
+        if (this.#opener === button) this.#opener = null;
         this.draw();
       });
     };

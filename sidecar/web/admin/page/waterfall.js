@@ -90,23 +90,29 @@ function row(name, start, took, whole, kind) {
 export class Waterfall {
   #dialog = $("#waterfall");
   #asked = null;
+  #opener = null;
+  #done = () => {};
 
   constructor() {
     $(".close", this.#dialog).addEventListener("click", () => this.#dialog.close());
+    this.#dialog.addEventListener("close", () => {
+      if (this.#dialog.open) return; // for another request, before this was told
+      this.#done();
+      (this.#opener.isConnected ? this.#opener : $("#recent h2")).focus();
+    });
   }
 
-  /** Resolves when it is closed; the focus is back at `opener` then. */
-  async open(line, opener) {
+  /** Resolves when it is closed. */
+  open(line, opener) {
+    this.#done();
     this.#asked = line.request_id;
+    this.#opener = opener;
     this.#head(line);
     this.#pieces([], line);
     this.#say("Asking for its pieces…");
     this.#dialog.showModal();
-    const closed = new Promise((resolve) => this.#dialog.addEventListener("close", resolve, { once: true }));
-    await this.#load(line.request_id);
-    await closed;
-    this.#asked = null;
-    (opener.isConnected ? opener : $("#recent h2")).focus();
+    this.#load(line.request_id);
+    return new Promise((resolve) => (this.#done = resolve));
   }
 
   async #load(id) {
@@ -117,7 +123,7 @@ export class Waterfall {
     } catch {
       answer = null;
     }
-    if (this.#asked !== id) return; // closed, and another one opened
+    if (this.#asked !== id) return; // another one was opened
     if (answer === null) return this.#say("Not connected: its pieces cannot be had now.");
     if (!answer.ok)
       return this.#say(`${found.title ?? answer.status}${found.detail ? `: ${found.detail}` : ""}`);
