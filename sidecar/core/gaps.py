@@ -13,13 +13,15 @@ class Gaps:
     neighbours; the maximum is always exact.
     """
 
-    __slots__ = ("_kept", "_skip", "_stride", "longest")
+    __slots__ = ("_kept", "_skip", "_stride", "longest", "made")
 
     def __init__(self) -> None:
         self._kept = array("f")
         self._stride = 1
         self._skip = 0
         self.longest = 0.0
+        self.made: tuple[int, int, dict[int, int]] | None = None
+        """What a reader has made of them, behind what `kept` was then: several want the same."""
 
     def add(self, gap: float) -> None:
         self.longest = max(self.longest, gap)

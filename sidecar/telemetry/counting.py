@@ -13,9 +13,8 @@ from sidecar.core.errors import KINDS
 from sidecar.core.gaps import NO_GAPS, Gaps
 from sidecar.core.latency import Aside, Labels
 from sidecar.core.types import Outcome
-from sidecar.telemetry.figures import saved_ms
+from sidecar.telemetry.figures import saved_ms, tally_of
 from sidecar.telemetry.metrics import Metrics
-from sidecar.telemetry.scale import tally
 
 STALL = 5.0
 """Seconds between two tokens that a person takes for an end."""
@@ -97,7 +96,7 @@ class Counting:
         if call.retries:
             count("slipstream_upstream_retries_total", (upstream,), call.retries)
         kept, weight = call.gaps.kept
-        gaps = tally(kept, weight, 1000.0)
+        gaps = tally_of(call.gaps)
         stalls = int(call.error == "upstream_stalled")
         if call.gaps.longest >= STALL:  # it may be one of those that were not kept
             stalls += sum([gap >= STALL for gap in kept]) * weight or 1

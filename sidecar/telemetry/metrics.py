@@ -87,7 +87,10 @@ class Metrics(Collector):
 
     def observe(self, name: str, labels: Labels, milliseconds: float) -> None:
         """Add one value to a histogram of seconds."""
-        self.observe_cells(name, labels, ((bucket(milliseconds), 1),), milliseconds / 1000)
+        found = self._histograms[name].get(labels) or self._histogram(name, labels)
+        counts, at = found.cells, bucket(milliseconds)
+        counts[at] = counts.get(at, 0) + 1
+        found.sum += milliseconds / 1000
 
     def observe_count(self, name: str, labels: Labels, value: int) -> None:
         """Add one value to a histogram of something that is no time."""
@@ -99,15 +102,16 @@ class Metrics(Collector):
     ) -> None:
         """Add many: buckets as `scale` has them, with counts, and the sum of all in the metric's unit. Of
         what is no time, the numbers of its own bounds."""
-        series = self._histograms[name]
-        found = series.get(labels)
-        if found is None:
-            labels = _within(series, labels, _HISTOGRAM_SERIES)
-            found = series.setdefault(labels, _Histogram({}))
+        found = self._histograms[name].get(labels) or self._histogram(name, labels)
         counts = found.cells
         for at, count in cells:
             counts[at] = counts.get(at, 0) + count
         found.sum += total
+
+    def _histogram(self, name: str, labels: Labels) -> _Histogram:
+        """A new one, or the one for all that come too late."""
+        series = self._histograms[name]
+        return series.setdefault(_within(series, labels, _HISTOGRAM_SERIES), _Histogram({}))
 
     def collect(self) -> Iterator[Metric]:
         """All families, those without a series as well. On the event loop."""
