@@ -132,10 +132,13 @@ class Stage:
         asks = Asks(config, upstreams, b"s" * 32, answers.count)
         follow = Follow(config, self.hub, b"s" * 32)
         calls = Calls(config, asks, self.hub, follow, answers)
-        self.front = Front(config, upstreams, calls, None, None, self.lines.append, self.faults.append)
-        again = Again(answers, b"s" * 32, frozenset(), self.lines.append, self.faults.append)
-        self.proxy = Proxy(config, self.front, again, self.lines.append)
+        self.front = Front(config, upstreams, calls, None, None, self.take, self.faults.append)
+        again = Again(answers, b"s" * 32, frozenset(), self.take, self.faults.append)
+        self.proxy = Proxy(config, self.front, again, self.take)
         self.clients: list[Client] = []
+
+    def take(self, line, _aside):
+        self.lines.append(line)
 
     def ask(self, *fields: tuple[bytes, bytes]) -> Client:
         client = Client(*fields)
