@@ -9,19 +9,30 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from sidecar.checks import check
 from sidecar.core.values import ConfigError, nearest, plain, shown
-from sidecar.tables import BUDGETS, Budget, CacheRule, Config, Limits, Section, Timeouts, UpstreamTable
+from sidecar.tables import (
+    BUDGETS,
+    Budget,
+    CacheRule,
+    ClientTable,
+    Config,
+    Limits,
+    Section,
+    Timeouts,
+    UpstreamTable,
+)
 
 __all__ = [
     "KEYS",
     "SECTIONS",
     "Budget",
     "CacheRule",
+    "ClientTable",
     "Config",
     "Limits",
     "Loaded",
@@ -33,10 +44,12 @@ __all__ = [
 
 PREFIX = "SLIPSTREAM_"
 
+Entry = TypeVar("Entry", bound=Section)
+
 SECTIONS: dict[str, type[Section]] = {
     field.name: field.type
     for field in msgspec.structs.fields(Config)
-    if field.name not in ("upstreams", "budgets")
+    if field.name not in ("upstreams", "clients", "budgets")
 }
 KEYS = [
     f"{section}.{field.name}"
@@ -79,13 +92,16 @@ def load(
     values: dict[str, object] = {}
     origins: dict[str, str] = {}
     upstreams: list[UpstreamTable] = []
+    clients: list[ClientTable] = []
     if file is not None:
-        found, upstreams = _read_tree(file if isinstance(file, Mapping) else _read_file(file))
+        found, upstreams, clients = _read_tree(file if isinstance(file, Mapping) else _read_file(file))
         where = "the given mapping" if isinstance(file, Mapping) else str(file)
         values.update(found)
         origins.update(dict.fromkeys(found, where))
         if upstreams:
             origins["upstreams"] = where
+        if clients:
+            origins["clients"] = where
     for name, key in _environment_keys(os.environ if environment is None else environment).items():
         values[key] = (os.environ if environment is None else environment)[name]
         origins[key] = name
@@ -106,7 +122,7 @@ def load(
         tables[section][name] = _convert(key, value, _type_of(key), origins[key])
     made: dict[str, Any] = {name: SECTIONS[name](**table) for name, table in tables.items()}
     kept = {name: Budget(**table) for name, table in budgets.items()}
-    config = Config(upstreams=upstreams, budgets=kept, **made)
+    config = Config(upstreams=upstreams, clients=clients, budgets=kept, **made)
     check(config)
     return Loaded(config, origins)
 
@@ -120,18 +136,24 @@ def _read_file(path: Path) -> dict[str, object]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
-def _read_tree(tree: Mapping[str, object]) -> tuple[dict[str, object], list[UpstreamTable]]:
+def _read_tree(
+    tree: Mapping[str, object],
+) -> tuple[dict[str, object], list[UpstreamTable], list[ClientTable]]:
     values: dict[str, object] = {}
     upstreams: list[UpstreamTable] = []
+    clients: list[ClientTable] = []
     for section, table in tree.items():
         if section == "upstreams":
-            upstreams = _read_upstreams(table)
+            upstreams = _read_entries(section, table, UpstreamTable, "name, url and paths")
+            continue
+        if section == "clients":
+            clients = _read_entries(section, table, ClientTable, "name and token_sha256")
             continue
         if section == "budgets":
             values |= _read_budgets(table)
             continue
         if section not in SECTIONS:
-            known = [*SECTIONS, "upstreams", "budgets"]
+            known = [*SECTIONS, "upstreams", "clients", "budgets"]
             raise ConfigError(f"[{section}]: unknown table{nearest(section, known)}")
         if not isinstance(table, dict):
             raise ConfigError(f"{section}: expected a table: write [{section}] and keys below it")
@@ -140,7 +162,7 @@ def _read_tree(tree: Mapping[str, object]) -> tuple[dict[str, object], list[Upst
             if key not in KEYS:
                 raise ConfigError(f"{key}: unknown key{nearest(key, KEYS)}")
             values[key] = value
-    return values, upstreams
+    return values, upstreams, clients
 
 
 def _read_budgets(entries: object) -> dict[str, object]:
@@ -160,20 +182,21 @@ def _read_budgets(entries: object) -> dict[str, object]:
     return values
 
 
-def _read_upstreams(entries: object) -> list[UpstreamTable]:
+def _read_entries(section: str, entries: object, kind: type[Entry], least: str) -> list[Entry]:
+    """A list of tables. `least`: what each must have, for those who wrote something else."""
     if not isinstance(entries, list):
-        raise ConfigError("upstreams: expected [[upstreams]] with double brackets")
-    known = [field.name for field in msgspec.structs.fields(UpstreamTable)]
+        raise ConfigError(f"{section}: expected [[{section}]] with double brackets")
+    known = [field.name for field in msgspec.structs.fields(kind)]
     made = []
     for number, entry in enumerate(entries):
-        where = f"upstreams[{number}]"
+        where = f"{section}[{number}]"
         if not isinstance(entry, dict):
-            raise ConfigError(f"{where}: expected a table with name, url and paths")
+            raise ConfigError(f"{where}: expected a table with {least}")
         for name in entry:
             if name not in known:
                 raise ConfigError(f"{where}.{name}: unknown key{nearest(name, known)}")
         try:
-            made.append(msgspec.convert(entry, UpstreamTable, dec_hook=_parse))
+            made.append(msgspec.convert(entry, kind, dec_hook=_parse))
         except msgspec.ValidationError as error:
             raise ConfigError(f"{where}: {plain(error)}") from None
     return made

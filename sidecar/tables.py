@@ -21,10 +21,36 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Server(Section, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8400
-    workers: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """Processes that serve, each with an event loop of its own."""
     upstream: str | None = None
     """Where everything goes; the same as the flag --upstream."""
     data_dir: str | None = None
+    allow_public: bool = False
+    """Listen beyond loopback though anybody there could use it."""
+
+
+class Tls(Section, frozen=True):
+    """Of the proxy port."""
+
+    certificate: str | None = None
+    """PEM file with the certificate and those between it and the root."""
+    key: str | None = None
+    """PEM file with its key."""
+
+
+class ClientTable(Section, frozen=True):
+    """One entry of `[[clients]]`: who may ask. Without any, everybody may."""
+
+    name: str
+    token_sha256: str
+    """SHA-256, in hexadecimal, of its bearer token."""
+    namespace: str | None = None
+    """A further split of what is stored, as `Slipstream-Namespace` makes one."""
+    requests: Positive | None = None
+    """At once."""
+    rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Requests per second."""
 
 
 class Admin(Section, frozen=True):
@@ -97,6 +123,10 @@ class UpstreamTable(Section, frozen=True):
     """As in `[cache]`, for what comes from here."""
     threshold: Similarity | None = None
     """As `semantic.threshold`, for what goes here."""
+    key_file: str | None = None
+    """A file with the upstream's key, so that apps need none."""
+    key_header: str | None = None
+    """The field that carries it, where it is not the provider's own; the value is the key alone."""
 
 
 class Timeouts(Section, frozen=True):
@@ -111,7 +141,11 @@ class Limits(Section, frozen=True):
     body: Size = Size(32 << 20)
     headers: Size = Size(64 << 10)
     connections: Positive = 10_000
+    """Of each worker."""
     requests: Positive = 10_000
+    """At once, of each worker."""
+    memory: Size = Size(0)
+    """Bytes of this process from which on nothing new is kept; 0: most of what it may have."""
 
 
 class Keepalive(Section, frozen=True):
@@ -227,6 +261,8 @@ class Config(msgspec.Struct, frozen=True):
     """The whole configuration. Field names are the names of the TOML tables."""
 
     server: Server = Server()
+    tls: Tls = Tls()
+    clients: list[ClientTable] = []
     admin: Admin = Admin()
     upstreams: list[UpstreamTable] = []
     timeouts: Timeouts = Timeouts()

@@ -16,7 +16,6 @@ from sidecar.telemetry.families import BY_NAME, FAMILIES
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SHELL = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
-RESERVED = {"server.workers"}
 
 
 def section(title: str) -> str:
@@ -52,7 +51,7 @@ def test_every_key_is_documented_and_exists():
         names = re.findall(r"`([a-z0-9_.]+)`", row)
         table = names[0].partition(".")[0] if names else ""
         told |= {f"{table}{name}" if name.startswith(".") else name for name in names}
-    assert {key for key in told if "." in key} == set(KEYS) - RESERVED
+    assert {key for key in told if "." in key} == set(KEYS)
 
 
 def test_every_error_kind_is_documented_and_exists():

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from sidecar.cli.options import flags, loaded
-from sidecar.config import SECTIONS, Budget, CacheRule, Loaded, Section, UpstreamTable
+from sidecar.config import SECTIONS, Budget, CacheRule, ClientTable, Loaded, Section, UpstreamTable
 from sidecar.core.values import Duration, Patience, Size
 
 
@@ -59,10 +59,12 @@ def as_toml(found: Loaded) -> str:
             origin = found.origins.get(f"budgets.{name}.{key}", "default")
             lines.append(f"# {key} is not set" if value is None else f"{key} = {_value(value)}  # {origin}")
         lines.append("")
-    for upstream in found.config.upstreams:
-        lines.append("[[upstreams]]")
-        values = msgspec.structs.asdict(upstream)
-        lines += [f"{name} = {_value(value)}" for name, value in values.items() if value is not None]
+    entries: list[tuple[str, Section]] = [("clients", client) for client in found.config.clients]
+    entries += [("upstreams", upstream) for upstream in found.config.upstreams]
+    for name, entry in entries:
+        lines.append(f"[[{name}]]")
+        values = msgspec.structs.asdict(entry)
+        lines += [f"{key} = {_value(value)}" for key, value in values.items() if value is not None]
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -98,6 +100,7 @@ def schema() -> dict[str, Any]:
     """JSON Schema of the file."""
     properties: dict[str, Any] = {name: _table_schema(table) for name, table in SECTIONS.items()}
     properties["budgets"] = {"type": "object", "additionalProperties": _table_schema(Budget)}
+    properties["clients"] = {"type": "array", "items": _table_schema(ClientTable)}
     properties["upstreams"] = {"type": "array", "items": _table_schema(UpstreamTable)}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

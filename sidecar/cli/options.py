@@ -37,7 +37,9 @@ _FLAGS = [
         type=click.Choice(["off", "exact", "semantic", "shadow"]),
         help="Whether answers are kept for identical requests.  [exact]; semantic and shadow: as exact, yet.",
     ),
-    click.option("--workers", "server__workers", metavar="N", help="Reserved; this version runs one."),
+    click.option(
+        "--workers", "server__workers", metavar="N", help="Processes that serve, one for each core, say.  [1]"
+    ),
     click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="TOML file."),
     click.option(
         "--log-format",

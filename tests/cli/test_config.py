@@ -116,6 +116,8 @@ def test_every_key_is_also_a_variable():
         "admin.hosts": "a.internal,[::1]:8401",
         "admin.token_sha256": "0" * 64,
         "metrics.enabled": "false",
+        "server.workers": "7",
+        "server.allow_public": "true",
         "otel.endpoint": "http://x",
         "cache.mode": "off",
         "disconnect.default": "grace=7",
@@ -153,7 +155,7 @@ def test_every_key_is_also_a_variable():
             value = {prefix: rule.ttl for prefix, rule in value.items()}
             told.add("{'/a': 7.0, '/b': 0.0}")
         assert str(value) in (sample, "7.0", "7168", *told)
-        assert value != default or key == "server.workers"
+        assert value != default
 
 
 @pytest.mark.parametrize(
@@ -209,7 +211,7 @@ REFUSALS = [
     ("[server]\nport = 1.5", {}, [], ["server.port = 1.5", "int"]),
     ("[server]\nport = true", {}, [], ["server.port = True", "int"]),
     ("[server]\nhost = 5", {}, [], ["server.host = 5", "str"]),
-    ("[server]\nworkers = 2", {}, [], ["server.workers = 2", "1"]),
+    ("[server]\nworkers = 65", {}, [], ["server.workers = 65", "64"]),
     ("[limits]\nrequests = 0", {}, [], ["limits.requests = 0", "1"]),
     ("[limits]\nbody = '64 QiB'", {}, [], ["limits.body", "'64 QiB'", "64KiB"]),
     ("[limits]\nbody = -1", {}, [], ["limits.body = -1", "64KiB"]),
@@ -409,7 +411,21 @@ def test_the_schema_knows_every_key(cli):
         section, _, name = key.partition(".")
         assert name in tables[section]["properties"]
     assert set(tables["upstreams"]["items"]["properties"]) == {
-        *("name", "url", "paths", "header", "strip", "disconnect", "cache", "threshold")
+        *(
+            "name",
+            "url",
+            "paths",
+            "header",
+            "strip",
+            "disconnect",
+            "cache",
+            "threshold",
+            "key_file",
+            "key_header",
+        )
+    }
+    assert set(tables["clients"]["items"]["properties"]) == {
+        *("name", "token_sha256", "namespace", "requests", "rate")
     }
 
 
