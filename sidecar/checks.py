@@ -1,12 +1,12 @@
 """What a configuration must be beyond the types of its values."""
 
-import hashlib
 import math
 import re
 from ipaddress import ip_address
 
 import msgspec
 
+from sidecar import checks_inbound
 from sidecar.core.semantic.guards import GUARDS
 from sidecar.core.values import ConfigError, is_loopback, shown, upstream_url
 from sidecar.tables import Config
@@ -17,7 +17,6 @@ _COUNTS_ALWAYS = frozenset(
 )
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:\d+)?", re.ASCII)
 _MILLISECONDS = "expected milliseconds, such as 500, or 0 for none"
-_HASH = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def check(config: Config) -> None:
@@ -70,21 +69,20 @@ def check(config: Config) -> None:
                 raise ConfigError(f"{where}.paths: {prefix!r} is no path prefix; expected one such as /v1")
     if config.server.upstream is not None and config.upstreams:
         raise ConfigError("server.upstream and [[upstreams]] exclude each other: keep one of them")
+    checks_inbound.check(config)
 
 
 def _check_admin(config: Config) -> None:
     token = config.admin.token_sha256
-    how = 'the SHA-256 of a token of yours: printf %s "$TOKEN" | sha256sum'
-    if token is not None and _HASH.fullmatch(token) is None:
-        raise ConfigError(f"admin.token_sha256: expected 64 hexadecimal digits, {how}")
-    if token is not None and token.lower() == hashlib.sha256(b"").hexdigest():
-        raise ConfigError(f"admin.token_sha256: the SHA-256 of nothing; is TOKEN empty? It is {how}")
+    if token is not None:
+        checks_inbound.check_hash("admin.token_sha256", token)
     for name in config.admin.hosts:
         if _HOST.fullmatch(name) is None and not _is_address(name):
             raise ConfigError(f"admin.hosts{shown(name)}: expected a host name such as metrics.internal")
     if token is None and not is_loopback(config.admin.host):
         raise ConfigError(
-            f"admin.host{shown(config.admin.host)}: beyond loopback it needs admin.token_sha256, {how}"
+            f"admin.host{shown(config.admin.host)}: beyond loopback it needs admin.token_sha256, "
+            f"{checks_inbound.HOW}"
         )
 
 

@@ -94,7 +94,7 @@ def load(
     upstreams: list[UpstreamTable] = []
     clients: list[ClientTable] = []
     if file is not None:
-        found, upstreams, clients = _read_tree(file if isinstance(file, Mapping) else _read_file(file))
+        found, upstreams, clients = _read_tree(file if isinstance(file, Mapping) else read_file(file))
         where = "the given mapping" if isinstance(file, Mapping) else str(file)
         values.update(found)
         origins.update(dict.fromkeys(found, where))
@@ -127,7 +127,8 @@ def load(
     return Loaded(config, origins)
 
 
-def _read_file(path: Path) -> dict[str, object]:
+def read_file(path: Path) -> dict[str, object]:
+    """What a configuration file holds. Raises ConfigError."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

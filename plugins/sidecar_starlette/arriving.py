@@ -110,6 +110,9 @@ class Arriving:
         self._timeout = timeout
         self._spelt = spelt
 
+    handed = False
+    switch = None  # a WebSocket is another kind of scope, and the server's own
+
     @property
     def raised(self) -> bool:
         """See `Arriving`."""

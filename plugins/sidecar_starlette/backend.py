@@ -77,7 +77,7 @@ class AppBackend:
     def check(self, request: Request) -> None:
         """The app's server has."""
 
-    def caller(self, request: Request, raw: Arriving) -> Caller:
+    def caller(self, request: Request, raw: Arriving | None, client: object = None) -> Caller:
         assert isinstance(raw, Came)
         found, raw.named = self._who.asks(request, raw.scope)
         raw.nobody = found is None

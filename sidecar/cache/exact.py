@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from sidecar.cache.breaker import Breaker
 from sidecar.cache.tally import Note, Tally
-from sidecar.cache.worker import Worker
+from sidecar.cache.worker import Worker, tell
 from sidecar.cache.writes import Done, Write, Writes
 from sidecar.core.entry import Entry, pointed, unseal
 from sidecar.core.fingerprint import Keys
@@ -50,6 +50,8 @@ class ExactCache:
         self._tally = Tally(note)
         self.counts = self._tally.counts
         self._hot: Lru[Entry] = Lru(memory)
+        self.resize = self._hot.resize
+        """Sets how many bytes may be at hand."""
         self._aliases: Lru[bytes] = Lru(_ALIASES)
         """The keys of entries by where those look for them who ask in the other mode."""
         self._inexact: Lru[float] = Lru(_ALIASES)
@@ -151,7 +153,7 @@ class ExactCache:
         """Nobody waits any longer."""
         self._overdue.add(key)
         self.counts["lookup_late"] += 1
-        _tell(self._looking.pop(key), None)
+        tell(self._looking.pop(key), None)
 
     def _looked(self, key: bytes, entry: Entry | None, error: BaseException | None, generation: int) -> None:
         self._overdue.discard(key)
@@ -165,7 +167,7 @@ class ExactCache:
                     found = entry
                     self._hot.put(key, entry, entry.size)
         finally:
-            _tell(self._looking.pop(key, []), found)
+            tell(self._looking.pop(key, []), found)
 
     def _judge(self, error: BaseException | None) -> None:
         if error is None:
@@ -292,9 +294,3 @@ class ExactCache:
             self._tally.write()
         finally:
             store.close()
-
-
-def _tell(waiting: "list[asyncio.Future[Entry | None]]", entry: Entry | None) -> None:
-    for waiter in waiting:
-        if not waiter.done():
-            waiter.set_result(entry)

@@ -8,7 +8,7 @@ keeps no process from ending.
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -92,3 +92,10 @@ class Worker:
                 done(result, error)
             except Exception as mistake:  # noqa: BLE001 - reason: the next ones are somebody else's
                 self._on_fault(mistake)
+
+
+def tell(waiting: "Iterable[asyncio.Future[T]]", result: T) -> None:
+    """Give a result to those who still wait for it."""
+    for waiter in waiting:
+        if not waiter.done():
+            waiter.set_result(result)

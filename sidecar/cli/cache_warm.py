@@ -16,7 +16,6 @@ from sidecar.config import Config
 from sidecar.core.canonical import LARGEST
 from sidecar.core.dialects import recognise
 from sidecar.core.errors import RefusedError, sentence
-from sidecar.core.fingerprint import caller
 from sidecar.core.headers import index
 from sidecar.core.latency import Trace
 from sidecar.core.types import Head, Headers, Request
@@ -27,6 +26,8 @@ from sidecar.engine.source import Call
 from sidecar.serving import intake
 from sidecar.serving.asks import Asked, Asks
 from sidecar.serving.backend import Upstreams
+from sidecar.serving.clients import Clients
+from sidecar.serving.keys import Keys
 from sidecar.serving.routes import Routes
 from sidecar.serving.shell import Body
 from sidecar.serving.visit import Visit
@@ -81,10 +82,16 @@ class Warmer:
         # Whether this command's environment turns the cache off says nothing about the sidecar's.
         cache = msgspec.structs.replace(config.cache, mode="exact")
         self._config = msgspec.structs.replace(config, cache=cache)
-        self._secret = secret
         self._headers = headers
         self._reasons: list[str] = []
-        upstreams = Upstreams(Routes(self._config), _unsent, secret, config.limits.headers)
+        keys = Keys(config.upstreams, secret)
+        if config.cache.share == "upstream":
+            keys.read()  # by them, answers are told apart
+        else:
+            keys.assume()
+        limit = config.limits.headers
+        self._upstreams = upstreams = Upstreams(Routes(self._config), _unsent, secret, limit, keys=keys)
+        self._clients = Clients(config)
         self._asks = Asks(self._config, upstreams, secret, self._reasons.append)
         self.anonymous = 0
         """Requests without a credential."""
@@ -98,8 +105,10 @@ class Warmer:
             raise LineError("request.body is so long that it counts byte for byte: give it as a string")
         if len(body) > self._config.limits.body:
             raise LineError("request.body is larger than limits.body")
-        asking = caller(self._secret, request)
+        client, request = self._clients.identify(request)
+        asking = self._upstreams.caller(request, None, client)
         try:
+            self._clients.demand(client, request)
             intake.check(request, self._config.limits.headers)
             intake.patience(request.fields.get(b"slipstream-disconnect"))
             if recognise("POST", request.path) is None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 import msgspec
 
+from sidecar.checks_inbound import check_files, check_host
 from sidecar.cli.options import flags, loaded
 from sidecar.config import SECTIONS, Budget, CacheRule, ClientTable, Loaded, Section, UpstreamTable
 from sidecar.core.values import Duration, Patience, Size
@@ -28,7 +29,9 @@ def show(**given: Any) -> None:
 @flags
 def validate(**given: Any) -> None:
     """Check the configuration; exit 2 with one line if it cannot be used."""
-    loaded(given)
+    config = loaded(given).config
+    check_host(config)
+    check_files(config)
     print("the configuration is valid")
 
 

@@ -16,14 +16,15 @@ def command(**given: Any) -> None:
     """Print the base-URL variables as export lines: eval "$(slipstream env)"."""
     config = loaded(given).config
     host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
-    for line in exports(config, reachable(config, f"http://{host}:{config.server.port}")):
+    scheme = "http" if config.tls.certificate is None else "https"
+    for line in exports(config, reachable(config, f"{scheme}://{host}:{config.server.port}")):
         print(line)
 
 
 def reachable(config: Config, url: str) -> str:
     """The URL for clients on this machine: an address that stands for all of them is none to call."""
     every = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(config.server.host)  # noqa: S104
-    return f"http://{every}:{url.rpartition(':')[2]}" if every else url
+    return f"{url.partition(':')[0]}://{every}:{url.rpartition(':')[2]}" if every else url
 
 
 def variables(config: Config, url: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": "see it work: a scripted provider, the sidecar and clients on this machine",
     "run": "start a sidecar, run a command with the base-URL variables set",
     "env": "print the base-URL variables as export lines",
+    "doctor": "look at everything that a sidecar needs, and say what to do",
     "cache": "look into the stored answers, purge them, move them",
     "tune": "choose a similarity threshold from shadow records or labelled pairs",
     "report": "percentiles, hit rates, slow phases from the log",

@@ -35,7 +35,7 @@ _FLAGS = [
         "--cache",
         "cache__mode",
         type=click.Choice(["off", "exact", "semantic", "shadow"]),
-        help="Whether answers are kept for identical requests.  [exact]; semantic and shadow: as exact, yet.",
+        help="Whether answers are kept for the same request, or the same question.  [exact]",
     ),
     click.option(
         "--workers", "server__workers", metavar="N", help="Processes that serve, one for each core, say.  [1]"

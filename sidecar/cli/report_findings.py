@@ -32,6 +32,10 @@ _DO: dict[str, str] = {
     " upstream, or what is between.",
     "upstream_protocol": "The upstream's answers are not valid HTTP: check that its URL has the right port.",
     "overloaded": "limits.requests was reached: raise it, or run another sidecar beside this one.",
+    "unauthorized": "No client's token came, or one that is in no [[clients]]: give the app its token.",
+    "forbidden": "A web page, or a host name, where only apps on this machine may use the upstream's key: add"
+    " [[clients]].",
+    "rate_limited": "A client reached its limit: raise its `requests` or `rate` in [[clients]].",
     "no_upstream": "No upstream takes the path: add it to [[upstreams]], or correct the client's base URL.",
     "app_failed": "The app raised an exception: its own log says which.",
 }

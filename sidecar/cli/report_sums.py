@@ -40,6 +40,8 @@ _SERIES = 500
 _ROUNDING = 0.001
 """Milliseconds: pieces are told in these."""
 _SPANS = 30
+_WEBSOCKET = 101
+"""The status of requests that lasted as long as their ends liked: that is no latency."""
 
 Cells = dict[int, int]
 
@@ -186,7 +188,7 @@ class Sums:
             if name == _FIRST_NOT_OVER_TIME:
                 self.slots.add(at, cells)
             value = get(name)
-            if value is not None:
+            if value is not None and (name != "total_ms" or line.get("status") != _WEBSOCKET):
                 cells.append(AT[name] + bucket(value))
         cache, kind = line.get("cache"), line.get("cache_kind")
         if cache in ("hit", "miss", "collapsed"):
@@ -234,6 +236,8 @@ class Sums:
         self.resumed += again
         phases = line.get("phases") or {}
         found: list[Piece] | None = None
+        if line.get("status") == _WEBSOCKET:
+            return
         # What comes out of the cache would only be the fast half, whatever the others wait for.
         if not again and (line.get("cache") != "hit" or line.get("cache_kind") == "stale"):
             found = pieces(line)

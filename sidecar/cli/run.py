@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from sidecar.checks_inbound import check_host
 from sidecar.cli.env import variables
 from sidecar.cli.options import flags, loaded
 from sidecar.cli.serve import run_loop, started
@@ -34,6 +35,7 @@ def command(argv: tuple[str, ...], **given: Any) -> None:
     if given.get("server__port") is None:
         given["server__port"] = 0
     config = loaded(given).config
+    check_host(config)
     writer = stderr_writer()
     try:
         log = make_logger(writer, format_of(config.log.format), config.log.level)

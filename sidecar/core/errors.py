@@ -9,6 +9,8 @@ from sidecar.core.types import Fault, Outcome
 
 KINDS: dict[str, tuple[int, str, Outcome]] = {
     "bad_request": (400, "The request is malformed", Outcome.REFUSED),
+    "unauthorized": (401, "A token is required", Outcome.REFUSED),
+    "forbidden": (403, "Not allowed", Outcome.REFUSED),
     "no_upstream": (404, "No upstream takes this path", Outcome.REFUSED),
     "not_found": (404, "Nothing here", Outcome.REFUSED),
     "method_not_allowed": (405, "Not with this method", Outcome.REFUSED),
@@ -17,11 +19,12 @@ KINDS: dict[str, tuple[int, str, Outcome]] = {
     "stopped": (410, "The stream was stopped", Outcome.CANCELLED),
     "gone": (410, "It is not kept any more", Outcome.REFUSED),
     "body_too_large": (413, "The request body is too large", Outcome.REFUSED),
+    "rate_limited": (429, "Too many requests", Outcome.REFUSED),
     "headers_too_large": (431, "The request headers are too large", Outcome.REFUSED),
     "internal": (500, "A fault inside the sidecar", Outcome.REFUSED),
     "upgrade_unsupported": (
         501,
-        "Upgrading the connection is not supported",
+        "The connection cannot be upgraded to that",
         Outcome.REFUSED,
     ),
     "upstream_unreachable": (
@@ -73,11 +76,13 @@ class UpstreamError(Exception):
 class RefusedError(Exception):
     """A request the sidecar will not serve, or not to its end, because of the client."""
 
-    def __init__(self, kind: str, detail: str, *, close: bool = True) -> None:
+    def __init__(self, kind: str, detail: str, *, close: bool = True, retry: int = 1) -> None:
         super().__init__(f"{kind}: {detail}")
         self.fault = Fault(kind, detail)
         self.close = close
         """Whether the connection can no longer be trusted to be in step."""
+        self.retry = retry
+        """Seconds after which it may be worth another try, for kinds that say so (`Retry-After`)."""
 
 
 def status_of(fault: Fault) -> int:

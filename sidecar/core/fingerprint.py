@@ -15,6 +15,7 @@ import msgspec
 from sidecar.core.canonical import LARGEST, canonical, forms, without_text
 from sidecar.core.dialects import Dialect
 from sidecar.core.headers import CREDENTIALS, HOP_BY_HOP
+from sidecar.core.ids import belongs
 from sidecar.core.types import Request
 
 _QUERY = frozenset({"key", "api_key", "api-key", "access_token"})
@@ -41,6 +42,18 @@ class Caller(msgspec.Struct, frozen=True):
     """32 bytes that stand for the credential in keys and ids. No credential is a scope of its own."""
     tenant: str | None
     """16 hexadecimal digits of it for the log; None without a credential."""
+    other: bytes | None = None
+    """The scope that the same caller has where it is the only credential that counts; see `client_caller`."""
+    namespace: str | None = None
+    """What the configuration splits off for it, and it cannot leave."""
+    key: bytes = b""
+    """Stands for the sidecar's own key, where the upstream is asked with one."""
+
+    def holds(self, secret: bytes, name: str) -> bool:
+        """Whether an id was made for this caller."""
+        return belongs(secret, self.scope, name) or (
+            self.other is not None and belongs(secret, self.other, name)
+        )
 
 
 def caller(secret: bytes, request: Request) -> Caller:
@@ -52,6 +65,22 @@ def caller_of(secret: bytes, found: bytes | None) -> Caller:
     """The same of a credential; None where there is none."""
     scope = hashlib.blake2b(found or b"", key=secret, digest_size=32, person=b"scope").digest()
     return Caller(scope, scope[:8].hex() if found is not None else None)
+
+
+def client_caller(
+    secret: bytes, token: bytes, namespace: str | None, request: Request, *, key: bytes, alone: bool
+) -> Caller:
+    """Who asks, of a request that came with a client's token, which it does not have any more.
+
+    `token`: its digest. `key`: stands for the key that the upstream is asked with; the client's other
+    credentials, which it does not get, make no difference then. `alone`: no upstream is asked.
+    """
+    named = (namespace or "").encode()
+    own = b"client %d:%b %d:%b" % (len(token), token, len(named), named)
+    found = None if key else credential(request)
+    made = caller_of(secret, own + found if found is not None else own)
+    other = caller_of(secret, own).scope if alone and found is not None else None
+    return Caller(made.scope, made.tenant, other, namespace, key)
 
 
 def identity(scope: bytes, upstream: str, request: Request, body: bytes) -> bytes:
@@ -155,17 +184,24 @@ def question_at(
 def shared_scope(secret: bytes, caller: Caller, request: Request) -> bytes:
     """The scope of answers that all share who bring a key. Who brings none, or only a cookie, is by
     themselves: no upstream would have answered them. Whether a key is good is not known here."""
-    keyed = any(request.fields.get(name, b"").strip() for name in CREDENTIALS if name != b"cookie")
-    if not keyed and _target(request) == request.target:
+    fields = request.fields
+    keyed = caller.key or any(fields.get(name, b"").strip() for name in CREDENTIALS if name != b"cookie")
+    if not keyed and without_credentials(request.target) == request.target:
         return caller.scope
-    return hashlib.blake2b(b"", key=secret, digest_size=32, person=b"shared").digest()
+    # Namespaces and keys of the configuration are for keeping answers apart, here most of all.
+    split = b""
+    if caller.namespace is not None or caller.key:
+        namespace = (caller.namespace or "").encode()
+        split = b"%d:%b %b" % (len(namespace), namespace, caller.key)
+    return hashlib.blake2b(split, key=secret, digest_size=32, person=b"shared").digest()
 
 
 def _digest(
     kind: bytes, scope: bytes, upstream: str, request: Request, body: bytes, ignored: Sequence[str] = ()
 ) -> bytes:
     fields = request.fields
-    parts = [_VERSION, kind, scope, upstream.encode(), request.method.encode(), _target(request)]
+    parts = [_VERSION, kind, scope, upstream.encode(), request.method.encode()]
+    parts.append(without_credentials(request.target))
     for key in sorted(fields):
         if key == NAMESPACE or (key not in _ASIDE and not key.startswith(_ASIDE_FAMILIES)):
             parts += (key, fields[key])
@@ -179,9 +215,8 @@ def _digest(
     return made.digest()
 
 
-def _target(request: Request) -> bytes:
+def without_credentials(target: bytes) -> bytes:
     """Path and query without a credential, which the scope stands for."""
-    target = request.target
     path, found, query = target.partition(b"?")
     if not found:
         return target

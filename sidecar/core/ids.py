@@ -1,9 +1,10 @@
 """Ids of streams and jobs, and of the events in them.
 
-An id is a kind, 128 random bits, and a keyed hash of both and of the scope it was made for, so it proves
-by itself that this installation made it for this credential. That is what lets an id that is known but
-gone (410) be told from one that is unknown, foreign or malformed (404) without remembering any of them,
-also after a restart; and a foreign one takes the same way as a malformed one.
+An id is a kind, 128 random bits, the number of the worker process that holds it, and a keyed hash of all
+that and of the scope it was made for, so it proves by itself that this installation made it for this
+credential. That is what lets an id that is known but gone (410) be told from one that is unknown, foreign or
+malformed (404) without remembering any of them, also after a restart; and a foreign one takes the same way
+as a malformed one.
 """
 
 import hashlib
@@ -17,15 +18,15 @@ Kind = Literal["s", "j"]
 """A stream, or a background job, whose answer can be followed as a stream under the same id."""
 
 _RANDOM = 16
-_PROOF = 8
+_PROOF = 7
 _ID = re.compile(r"[sj][A-Za-z0-9_-]{32}")
 _EVENT = re.compile(rb"([sj][A-Za-z0-9_-]{32}):(0|[1-9][0-9]{0,11})")
 
 
-def mint(secret: bytes, scope: bytes, kind: Kind) -> str:
-    """A new id: 33 characters that need no escaping in a path, a header or an event."""
-    random = secrets.token_bytes(_RANDOM)
-    return kind + urlsafe_b64encode(random + _proof(secret, scope, kind, random)).decode()
+def mint(secret: bytes, scope: bytes, kind: Kind, worker: int = 0) -> str:
+    """A new id: 33 characters that need no escaping in a path, a header or an event. `worker`: below 256."""
+    said = secrets.token_bytes(_RANDOM) + bytes([worker])
+    return kind + urlsafe_b64encode(said + _proof(secret, scope, kind, said)).decode()
 
 
 def belongs(secret: bytes, scope: bytes, text: str) -> bool:
@@ -33,8 +34,13 @@ def belongs(secret: bytes, scope: bytes, text: str) -> bool:
     if not _ID.fullmatch(text):
         return False
     raw = urlsafe_b64decode(text[1:])
-    proof = _proof(secret, scope, text[0], raw[:_RANDOM])
-    return hmac.compare_digest(proof, raw[_RANDOM:])
+    proof = _proof(secret, scope, text[0], raw[:-_PROOF])
+    return hmac.compare_digest(proof, raw[-_PROOF:])
+
+
+def worker_of(text: str) -> int:
+    """The number of the worker that an id names. Only for what `belongs` has found to be one."""
+    return urlsafe_b64decode(text[1:])[_RANDOM]
 
 
 def meant_as_one(value: bytes) -> bool:
@@ -48,8 +54,6 @@ def event_id(value: bytes) -> tuple[str, int] | None:
     return (found[1].decode(), int(found[2])) if found else None
 
 
-def _proof(secret: bytes, scope: bytes, kind: str, random: bytes) -> bytes:
-    keyed = hashlib.blake2b(
-        kind.encode() + random + scope, key=secret, digest_size=_PROOF, person=b"stream id"
-    )
+def _proof(secret: bytes, scope: bytes, kind: str, said: bytes) -> bytes:
+    keyed = hashlib.blake2b(kind.encode() + said + scope, key=secret, digest_size=_PROOF, person=b"stream id")
     return keyed.digest()

@@ -98,6 +98,8 @@ class Trace(msgspec.Struct):
     """Phases that the code which makes the answer has timed itself."""
     head_at: float = 0.0
     delay: float = 0.0
+    close_code: int | None = None
+    """Of a WebSocket: what the first close frame said (RFC 6455, 7.4)."""
     keepalives: int = 0
     outcome: Outcome = Outcome.COMPLETE
     error: str | None = None
@@ -190,6 +192,7 @@ def record(trace: Trace, heard: Heard, now: float) -> dict[str, Any]:
         "stream": trace.stream or labels.stream,
         "status": trace.status,
         "outcome": trace.outcome.value,
+        "close_code": trace.close_code,
         "cache": trace.cache,
         "cache_kind": trace.cache_kind,
         "similarity": None if trace.similarity is None else math.floor(trace.similarity * 1000) / 1000,

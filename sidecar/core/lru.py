@@ -55,6 +55,12 @@ class Lru(Generic[V]):
         self.used -= found[1]
         return found[0]
 
+    def resize(self, limit: int) -> None:
+        """Another limit from now on; what was used longest ago makes room for it."""
+        self.limit = limit
+        while self.used > limit:
+            self.used -= self._items.popitem(last=False)[1][1]
+
     def clear(self) -> None:
         """Keep nothing."""
         self._items.clear()

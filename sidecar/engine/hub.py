@@ -117,6 +117,19 @@ class Hub:
         """The call of that id, if it can still be read from any of its events on."""
         return cast("Live | None", self._shelf.get(name))
 
+    @property
+    def brief(self) -> bool:
+        """Whether memory is short: what begins now is kept no longer than its readers need it, and has no id
+        to come back with."""
+        return self._shelf.brief
+
+    def relieve(self, *, brief: bool, running: bool = False) -> None:
+        """Memory is short, or is no more. What has ended is given up, and with `running` also what is kept of
+        calls that run; their readers do not notice."""
+        self._shelf.brief = brief
+        if brief:
+            self._shelf.relieve(running=running)
+
     def forget(self, live: Live) -> None:
         """Nobody can come back to it any more."""
         if live.name is not None:
@@ -182,6 +195,7 @@ class Hub:
 
     def _evicted(self, live: Live) -> None:
         """Nobody can come back to it: there is no use in waiting for that."""
+        live.brief = True
         if live.timer is not None:
             self._abandon(live)
 

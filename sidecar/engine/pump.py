@@ -79,6 +79,7 @@ class Live:
         "apart",
         "arrived",
         "ask",
+        "brief",
         "charged",
         "check",
         "clean",
@@ -127,6 +128,8 @@ class Live:
         """The body ended cleanly, not only after what looked like its end."""
         self.fleeting = False
         """Made for one client: nobody is told how to come back to it who cannot use event ids."""
+        self.brief = False
+        """Nothing of it is kept that no reader needs: memory was short when it began."""
         self.apart = False
         """It depends on what does not count for what is the same request: it is nobody else's."""
         self.held = False
@@ -159,7 +162,7 @@ class Live:
         """The head is here."""
         self._source = source
         self.answer.begin(source.head)
-        if self.answer.resumable and not self.recording.retained:
+        if self.answer.resumable and not self.recording.retained and not self.brief:
             self.recording.keep(RETAINED)
         self.recording.commit(source.head)
 

@@ -44,6 +44,8 @@ class Shelf:
         """With the time at which each goes; in this order, because all are kept equally long."""
         self._timer: asyncio.TimerHandle | None = None
         self.used = 0
+        self.brief = False
+        """Memory is short: what ends is not kept."""
         self.evicted: Callable[[Kept], None] = lambda _kept: None
         """Told of running calls that had to go."""
 
@@ -75,8 +77,12 @@ class Shelf:
 
     def end(self, name: str, kept: Kept) -> None:
         """It is over: its time runs from now."""
-        if self._running.pop(name, None) is None:
+        if name not in self._running:
             return
+        if self.brief and not kept.held:
+            self.drop(name)
+            return
+        del self._running[name]
         if self.used * _TIGHT > self._memory:
             for _ in range(_BLOCKS):
                 self.charge(kept, 0)
@@ -95,6 +101,13 @@ class Shelf:
         self.used -= kept.charged
         kept.charged, kept.shelf = 0, None
 
+    def relieve(self, *, running: bool) -> None:
+        """Memory is short: drop what has ended, or all that nobody holds."""
+        for name in [name for name, (kept, _) in self._ended.items() if not kept.held]:
+            self.drop(name)
+        for name in [name for name, kept in self._running.items() if running and not kept.held]:
+            self._evict(name)
+
     def close(self) -> None:
         """Forget everything."""
         if self._timer is not None:
@@ -109,10 +122,13 @@ class Shelf:
             oldest = next((name for name, kept in self._running.items() if not kept.held), None)
             if oldest is None:
                 return
-            kept = self._running[oldest]
-            self.drop(oldest)
-            kept.recording.keep(0)
-            self.evicted(kept)
+            self._evict(oldest)
+
+    def _evict(self, name: str) -> None:
+        kept = self._running[name]
+        self.drop(name)
+        kept.recording.keep(0)
+        self.evicted(kept)
 
     def _sweep(self) -> None:
         self._timer = None

@@ -31,6 +31,8 @@ class Call(msgspec.Struct, frozen=True):
     """The rest of a body that streams past."""
     chunked: bool = False
     """Whether the body is sent with `Transfer-Encoding: chunked`."""
+    upgrade: bytes = b""
+    """The protocol that it asks to switch to, in lower case; `headers` hold the fields that ask for it."""
 
 
 class Source(Protocol):

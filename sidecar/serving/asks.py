@@ -91,6 +91,10 @@ class Asks:
         self._compares = config.cache.mode in ("semantic", "shadow")
         self._keys: dict[bytes, Keys | None] = {}
 
+    def reload(self, config: Config) -> None:
+        """Go by that configuration from now on."""
+        self._config = config
+
     def route(self, request: Request, path: str, root: str = "") -> Route:
         """Where it goes. `path`: what may be said of the request's path. Raises RefusedError."""
         route = self._backend.route(request, root)
@@ -202,10 +206,12 @@ class Asks:
     ) -> Keys | None:
         """The keys; they follow from the request's identity, which is cheaper to have. `counted`: the
         request as far as it counts."""
+        scope = self._scope(asked, caller)
+        known += scope  # it may change while the process runs: keys and clients are read again
         if known in self._keys:
             return self._keys[known]
         made = keys(
-            self._scope(asked, caller),
+            scope,
             asked.route.place,
             counted,
             asked.body.kept,
@@ -235,7 +241,12 @@ class Asks:
             return None
         named = request.fields.get(b"slipstream-namespace")
         namespace = named.decode("utf-8", "replace") if named is not None else None
-        threshold = self._routes.threshold(request.path, route, namespace)
+        if caller.namespace is not None:
+            # What goes for that one cannot be left by naming another one.
+            threshold = self._routes.threshold(request.path, route, caller.namespace)
+            namespace = f"{caller.namespace}/{namespace}" if namespace is not None else caller.namespace
+        else:
+            threshold = self._routes.threshold(request.path, route, namespace)
         scope, ignored, ask = self._scope(asked, caller), self._cache.ignore, self._backend.question
         return Inquiry(
             lambda: ask(scope, route.place, counted, body, dialect, ignored),

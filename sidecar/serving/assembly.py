@@ -7,34 +7,39 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
-import orjson
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.cache.exact import ExactCache
 from sidecar.config import Config
-from sidecar.core.errors import RefusedError
 from sidecar.core.types import Fault
 from sidecar.engine.answers import Answers
 from sidecar.engine.hub import Hub
 from sidecar.engine.jobdisk import JobDisk
 from sidecar.engine.jobs import Jobs
-from sidecar.engine.jobstate import status_of
 from sidecar.engine.shelf import Shelf
 from sidecar.serving.asks import Asks
 from sidecar.serving.backend import Backend, Upstreams
 from sidecar.serving.board import Board
 from sidecar.serving.called import called
 from sidecar.serving.calls import Calls
+from sidecar.serving.clients import MakeShares
 from sidecar.serving.export import exporter
 from sidecar.serving.follow import Follow
 from sidecar.serving.front import Front, Line
+from sidecar.serving.inbound import Inbound
+from sidecar.serving.jobline import job_line
 from sidecar.serving.own import Own
+from sidecar.serving.probe import Probe
 from sidecar.serving.routes import Routes
 from sidecar.serving.semantics import Parts, Semantics
+from sidecar.serving.siblings import JOBS, Alone, Handing, Siblings
 from sidecar.serving.submit import Submit, prepared
-from sidecar.serving.webhooks import Webhooks, allowed, target
+from sidecar.serving.telling import Telling
+from sidecar.serving.upgrade import Upgrades
+from sidecar.serving.webhooks import Webhooks, allowed
 from sidecar.stores.base import AnswerStore
 from sidecar.stores.jobs import JobRecord, JobStore, StoreError
+from sidecar.telemetry.log import place_of
 from sidecar.telemetry.meter import Meter
 from sidecar.telemetry.pulse import Pulse
 from sidecar.upstream.client import Client
@@ -77,10 +82,13 @@ class Assembly:
         dropped: Callable[[], int] = lambda: 0,
         tls: ssl.SSLContext | None = None,
         backend: Callable[[Hub], Backend] | None = None,
+        siblings: Siblings | None = None,
+        shares: MakeShares | None = None,
     ) -> None:
         """`lines` takes the latency lines, `log` everything else. `dropped`: how many of them were lost.
         `tls` is for calls to upstreams; the system's trust store when left out. `backend`: makes the
-        answers; the configured upstreams when left out.
+        answers; the configured upstreams when left out. `siblings`: the other worker processes; none when
+        left out. `shares`: what clients have used of their limits in all of them.
 
         Raises ConfigError.
         """
@@ -89,8 +97,6 @@ class Assembly:
         self.client = Client(config.timeouts, config.limits, tls)
         self.hub = Hub(self.client, self.on_fault, Shelf(config.resume.keep, config.resume.memory))
         origins = allowed(config.jobs.webhooks)
-        self._hooks = Webhooks(self.client, stores.webhook_key)
-        self._origins = origins
         self._opener = stores.answers if config.cache.mode != "off" else None
         opening = self._opener is not None
         self.cache = ExactCache(
@@ -105,39 +111,67 @@ class Assembly:
         found, paced = self.semantics, config.cache.replay == "paced"
         near = (found.cache, found.paraphrases) if found is not None else (None, None)
         self.answers = Answers(self.cache, self.hub, *near, fresh_ids=config.cache.fresh_ids, paced=paced)
-        follow = Follow(config, self.hub, secret)
+        siblings = siblings or Alone()
+        follow = Follow(config, self.hub, secret, siblings.number)
         self.hub.keep, self.hub.retract = self.answers.keep, self.answers.retract
+        self.inbound: Inbound | None = None
         if backend is not None:
             self.backend = backend(self.hub)
         else:
-            self.backend = Upstreams(Routes(config), self.hub.start, secret, config.limits.headers)
+            self.inbound = Inbound(config, secret, shares)
+            self.backend = self.inbound.upstreams(Routes(config), self.hub.start)
         asks = Asks(config, self.backend, secret, self.answers.count, self.answers.generation)
-        calls = Calls(config, asks, self.hub, follow, self.answers)
         disk = JobDisk(stores.jobs)
         self.jobs = Jobs(
             self.hub,
             disk,
             lambda record, order: prepared(asks, record, order),
             self._job_ended,
-            self._tell,
+            Telling(Webhooks(self.client, stores.webhook_key), origins, log).tell,
             self.on_fault,
             keep=config.jobs.keep,
             concurrency=config.jobs.concurrency,
             queue=config.jobs.queue,
         )
-        own = Own(secret, follow, self.jobs)
+        self.upgrades: Upgrades | None = None
+        if isinstance(self.backend, Upstreams):
+            authorized = self.backend.authorized
+            self.upgrades = Upgrades(config, asks, follow, self.hub, self.client, authorized)
+        probe = Probe(config)
+        own = Own(secret, follow, self.jobs, probe)
         submit = Submit(config, secret, asks, follow, self.jobs, origins)
         self.meter = Meter(config, lines, log, self.on_fault, self.backend.routes.places)
-        self.front = Front(config, self.backend, calls, own, submit, self.meter.take, self.on_fault)
-        parts = (self.hub, self.jobs, self.cache, self.semantics)
-        self.board = Board(config, self.meter, self.front, *parts, dropped)
-        if not disk.there:
+        self.front = Front(
+            config,
+            self.backend,
+            Calls(config, asks, self.hub, follow, self.answers),
+            own,
+            submit,
+            Handing(siblings, secret),
+            self.upgrades,
+            self.inbound.clients if self.inbound is not None else None,
+            self.meter.take,
+            self.on_fault,
+        )
+        # The first one may raise ConfigError, and then nothing changes.
+        reloading = (self.inbound, self.backend.routes, asks, follow, probe, self.meter)
+        self._reload = [each.reload for each in reloading if each is not None]
+        self.board = Board(
+            config, self.meter, self.front, self.hub, self.jobs, self.cache, self.semantics, dropped
+        )
+        if not disk.there and siblings.number == JOBS:
             self.board.no_jobs = stores.no_jobs or "background jobs need a data folder; see --data-dir"
         self.hub.ended = lambda live: self.meter.take_call(lambda: called(live, time.perf_counter()))
+        if self.upgrades is not None:
+            self.upgrades.ended = lambda call: self.meter.take_call(lambda: call)
         self._pulse = Pulse(self.board.late, self.meter.watch)
         self._otel = exporter(config.otel, self.backend.routes.places, self.meter.metrics.snapshot, log)
-        if self._otel is not None:
-            self.meter.span = self._otel.span
+        self.meter.span = self._otel.span if self._otel is not None else None
+
+    def reload(self, config: Config) -> None:
+        """Go by that configuration from now on, for requests that come then. Raises ConfigError."""
+        for take in self._reload:
+            take(config)
 
     async def start(self) -> None:
         """Open what is on disk; requests may be served when this returns."""
@@ -165,7 +199,7 @@ class Assembly:
 
         New requests get 503. Returns whether everything had ended by itself. What is on disk is closed then.
         """
-        self.front.draining = True
+        self.front.drain()
         self._pulse.stop()
         self.jobs.drain()
         if self.semantics is not None:
@@ -175,8 +209,10 @@ class Assembly:
         clean = await self._settled(grace)
         if not clean:
             fault = Fault("draining", "the sidecar was stopped before the answer was complete")
-            left = len(self.hub)
+            left = len(self.hub) + len(self.upgrades or ())
             self.hub.stop(fault)
+            if self.upgrades is not None:
+                self.upgrades.stop()
             self._log.warning(
                 "stopped_unfinished",
                 requests=left,
@@ -199,6 +235,8 @@ class Assembly:
         """Let go of what is left: kept streams, idle connections."""
         self.hub.close()
         self.client.close()
+        if self.inbound is not None:
+            self.inbound.close()
 
     async def _settled(self, timeout: float) -> bool:  # noqa: ASYNC109 - a deadline is the point
         try:
@@ -242,57 +280,12 @@ class Assembly:
 
     def _job_ended(self, record: JobRecord) -> None:
         self.backend.unqueued(record.id)
-        details, labels, error = record.details, record.labels, record.error
-        line = {
-            "job_id": record.id,
-            "status": record.status,
-            "tenant": labels.get("tenant"),
-            "path": labels.get("path"),
-            "model": labels.get("model"),
-            "queued_ms": _ms(record.created, record.started),
-            "total_ms": _ms(record.created, record.ended),
-            "events": details.get("events"),
-            "input_tokens": details.get("input_tokens"),
-            "output_tokens": details.get("output_tokens"),
-            "feature": labels.get("feature") or "batch",
-            "error": error.kind if error is not None else None,
-        }
+        line = job_line(record)
         self._log.info("job", **line)
         self.meter.take_job(line)
-
-    async def _tell(self, record: JobRecord, jobs: Jobs) -> None:
-        """POST a job's end to the URL its client named, as long as configuration allows it."""
-        tries = record.webhook_attempts
-
-        async def on_attempt(number: int, delivered: bool) -> None:  # noqa: FBT001 - the deliverer's
-            nonlocal tries
-            tries = number
-            await jobs.webhook_result(record, "delivered" if delivered else "pending", number)
-
-        delivered = False
-        try:
-            where = target(record.webhook or "", self._origins)
-            body = orjson.dumps({**status_of(record), "webhook": None})
-            delivered = await self._hooks.deliver(
-                where, record.id, body, attempts=record.webhook_attempts, on_attempt=on_attempt
-            )
-        except RefusedError:
-            pass  # the configuration has changed: it is not allowed any more
-        if not delivered:
-            await jobs.webhook_result(record, "failed", tries)
-            self._log.warning("webhook_failed", job_id=record.id, attempts=tries)
 
     def on_fault(self, error: BaseException) -> None:
         """Say in the log that we have made a mistake."""
         self.board.faults += 1
         # The type and place, not the message: it might quote a request.
-        frame = error.__traceback__
-        while frame is not None and frame.tb_next is not None:
-            frame = frame.tb_next
-        place = f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame is not None else None
-        self._log.error("fault", kind=type(error).__name__, place=place)
-
-
-def _ms(begun: float, ended: float | None) -> float | None:
-    """Milliseconds between two unix times; the clock may have been set back."""
-    return round(max(ended - begun, 0.0) * 1000, 3) if ended else None
+        self._log.error("fault", kind=type(error).__name__, place=place_of(error))

@@ -4,12 +4,18 @@ same process elsewhere."""
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from sidecar.core.dialects import Dialect, recognise
-from sidecar.core.fingerprint import Caller, Question, caller, question
+from sidecar.core.errors import RefusedError
+from sidecar.core.fingerprint import Caller, Question, caller, client_caller, question
 from sidecar.core.types import Request
 from sidecar.engine.pump import Live
 from sidecar.engine.source import Call
-from sidecar.serving import intake
+from sidecar.serving import intake, pages
+from sidecar.serving.clients import Client
+from sidecar.serving.keys import Key, Keys, keyed
+from sidecar.serving.own import RESERVED
 from sidecar.serving.routes import Route, Routes
 from sidecar.serving.shell import Arriving, Body
 
@@ -25,8 +31,8 @@ class Backend(Protocol):
     def check(self, request: Request) -> None:
         """Raises RefusedError for what must not be passed on."""
 
-    def caller(self, request: Request, raw: Arriving) -> Caller:
-        """Who asks."""
+    def caller(self, request: Request, raw: Arriving | None, client: Client | None = None) -> Caller:
+        """Who asks. `client`: whose token it came with; the request does not have it any more."""
 
     def route(self, request: Request, root: str) -> Route | None:
         """Where it goes. `root`: see `Arriving`."""
@@ -67,18 +73,50 @@ class Backend(Protocol):
 class Upstreams:
     """The upstreams that are configured."""
 
-    def __init__(self, routes: Routes, send: Callable[[Live, Call], None], secret: bytes, limit: int) -> None:
-        """`send` makes a call; see `Hub.start`. `limit`: bytes of a request's target and headers."""
+    def __init__(
+        self,
+        routes: Routes,
+        send: Callable[[Live, Call], None],
+        secret: bytes,
+        limit: int,
+        *,
+        keys: Keys,
+        guarded: Callable[[], bool] = lambda: True,
+        public: bool = False,
+    ) -> None:
+        """`send` makes a call; see `Hub.start`. `limit`: bytes of a request's target and headers. `guarded`:
+        whether who asks is known before anything of this is; `public`: whether all may ask, by any name."""
         self.routes = routes
+        self.keys = keys
         self._send = send
         self._secret = secret
         self._limit = limit
+        self._guarded = guarded
+        self._public = public
 
     def check(self, request: Request) -> None:
-        intake.check(request, self._limit)
+        intake.check(request, self._limit, websockets=not request.path.startswith(RESERVED))
+        if self._key(request) is None:
+            return
+        if request.method == "TRACE":
+            raise RefusedError("method_not_allowed", "its answer would show the key of the upstream")
+        if not self._guarded():
+            pages.check(request, any_host=self._public)
 
-    def caller(self, request: Request, raw: Arriving) -> Caller:
-        return caller(self._secret, request)
+    def caller(self, request: Request, raw: Arriving | None, client: Client | None = None) -> Caller:
+        key = self._key(request)
+        mark = key.mark if key is not None else b""
+        if client is not None:
+            alone = request.path.startswith(RESERVED)
+            return client_caller(self._secret, client.token, client.namespace, request, key=mark, alone=alone)
+        made = caller(self._secret, request)
+        return msgspec.structs.replace(made, key=mark) if mark else made
+
+    def _key(self, request: Request) -> Key | None:
+        """The sidecar's key for a request, if there is one."""
+        if not self.keys or request.path.startswith(RESERVED):
+            return None
+        return self.keys.of(self.routes.match(request))
 
     def route(self, request: Request, root: str) -> Route | None:
         return self.routes.match(request)
@@ -107,7 +145,12 @@ class Upstreams:
         return dialect.asks
 
     def start(self, live: Live, asked: "Asked") -> None:
-        self._send(live, asked.call())
+        self._send(live, self.authorized(asked.call(), asked.route, asked.dialect))
+
+    def authorized(self, call: Call, route: Route, dialect: Dialect | None) -> Call:
+        """The call with the sidecar's key instead of the client's credentials, if there is one for it."""
+        key = self.keys.of(route)
+        return keyed(call, key, dialect) if key is not None else call
 
     def queued(self, asked: "Asked", job: str) -> None:
         """All that it takes is on disk."""

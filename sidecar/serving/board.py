@@ -5,37 +5,25 @@ It only looks. Everything here is quick, changes nothing, and is called on the e
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable
 from itertools import islice
-from typing import Any
 
-import msgspec
-
-from sidecar import __version__
 from sidecar.cache.exact import ExactCache
 from sidecar.config import Config
 from sidecar.core.latency import FEATURES
-from sidecar.core.semantic.curve import wilson
 from sidecar.engine.hub import Hub
 from sidecar.engine.jobs import Jobs
 from sidecar.serving.front import Front
 from sidecar.serving.semantics import Semantics
+from sidecar.serving.snapshot import Check, Facts, Snapshot, Wanted, gauges, stats
 from sidecar.serving.visit import Visit
-from sidecar.telemetry.cachecounts import read_counts
-from sidecar.telemetry.figures import percentiles
+from sidecar.serving.watermark import Watch
+from sidecar.telemetry.counted import Values
 from sidecar.telemetry.meter import Line, Meter
-from sidecar.telemetry.metrics import Exposition, Labels
+from sidecar.telemetry.metrics import Exposition
+from sidecar.telemetry.process import OwnProcess
 from sidecar.telemetry.scale import bucket
 from sidecar.telemetry.window import SPANS
-
-
-class Check(msgspec.Struct, frozen=True):
-    """Whether a component does its work."""
-
-    ready: bool
-    why: str | None = None
-    """Why not."""
 
 
 class Board:
@@ -61,8 +49,10 @@ class Board:
         self._cache = cache
         self._semantics = semantics
         self._dropped = dropped
+        self._born = time.time()
         self._began = time.monotonic()
         self._lag: dict[int, int] = {}
+        self._process = OwnProcess()
         self._exposition = Exposition(meter.metrics)
         self.started = False
         """Whether requests are taken."""
@@ -70,6 +60,8 @@ class Board:
         """Why answers are not stored on disk, if they are not."""
         self.no_jobs: str | None = None
         """Why there are no background jobs, if there are none."""
+        self.memory: Watch | None = None
+        """Looks at how much memory there is; None where nobody does."""
         self.faults = 0
         meter.metrics.read_from(self._gauges)
 
@@ -91,30 +83,32 @@ class Board:
     def prepare(self, window: str | None = None) -> Callable[[], dict[str, object]]:
         """The same in two steps: what is told is what there is now; what is returned does most of the work,
         and may do so in a thread."""
-        names = [window] if window is not None else list(SPANS)
-        counts = self._cache.counts
-        meter, front = self._meter, self._front
-        windows = {name: meter.prepare(name, series=window is None) for name in names}
-        said = {
-            "version": __version__,
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "metrics": self._config.metrics.enabled,
-            "uptime_s": round(time.monotonic() - self._began, 1),
-            "active": {
-                "requests": front.active,
-                "streams": sum(_streams(visit) for visit in front.visits),
-                "calls": len(self._hub),
-                "jobs_running": self._jobs.running,
-                "jobs_queued": len(self._jobs.queue),
-            },
-            "windows": {},
-            "budgets": meter.budget_rates(),
-            "cache": {"mode": self._config.cache.mode, "counts": dict(sorted(counts.items())), **meter.saved},
-            "semantic": _checked(counts),
-            "loop_lag_ms": percentiles(self._lag),
-            "log_lines_dropped": self._dropped(),
-        }
-        return lambda: said | {"windows": {name: make() for name, make in windows.items()}}
+        facts = self._facts()
+        windows = {name: self._meter.reading(name) for name in ([window] if window is not None else SPANS)}
+        return lambda: stats(facts, windows, series=window is None)
+
+    async def refresh(self, *_parts: str) -> None:
+        """See `Overview`: what is told here is always of now."""
+
+    def snapshot(self, wanted: Wanted) -> Callable[[], Snapshot]:
+        """For another process that tells of several. In two steps, as above."""
+        snapshot = Snapshot(self._facts())
+        facts, meter = snapshot.facts, self._meter
+        if wanted.counters:
+            snapshot.counted = meter.metrics.take(but=self._gauges)
+        snapshot.windows = {name: meter.reading(name) for name in wanted.windows}
+        snapshot.active = self.active(wanted.active) if wanted.active else []
+        if wanted.since is not None:
+            heard, heard_failed = wanted.since
+            snapshot.recent = self.recent(max(facts.taken - heard, 0))
+            snapshot.errors = self.errors(max(facts.failed - heard_failed, 0))
+
+        def more() -> Snapshot:
+            if wanted.counters:
+                snapshot.process = self._process.read()
+            return snapshot
+
+        return more
 
     def active(self, most: int) -> list[dict[str, object]]:
         """Requests that are being served, those first that came first."""
@@ -150,6 +144,8 @@ class Board:
             checks["proxy"] = Check(ready=False, why="it drains, and will stop")
         elif not self.started:
             checks["proxy"] = Check(ready=False, why="it starts: what is on disk is being opened")
+        elif self._front.full is not None:
+            checks["proxy"] = Check(ready=False, why=self._front.full)
         mode = self._config.cache.mode
         if mode != "off":
             why = "the stored answers are being opened" if self._cache.opening else self.memory_only
@@ -160,49 +156,38 @@ class Board:
         checks["jobs"] = Check(ready=self.no_jobs is None, why=self.no_jobs)
         return checks
 
-    # Metrics that are kept elsewhere.
+    def _gauges(self) -> Values:
+        return gauges(self._facts())
 
-    def _gauges(self) -> Iterator[tuple[str, Labels, float]]:
+    def _facts(self) -> Facts:
         front, meter = self._front, self._meter
-        yield "slipstream_active_requests", (), front.active
-        yield "slipstream_active_streams", (), sum(_streams(visit) for visit in front.visits)
-        yield "slipstream_active_calls", (), len(self._hub)
-        yield "slipstream_jobs", ("queued",), len(self._jobs.queue)
-        yield "slipstream_jobs", ("running",), self._jobs.running
-        yield "slipstream_ready", (), float(self.ready()["proxy"].ready)
-        yield "slipstream_info", (__version__,), 1.0
-        yield "slipstream_log_lines_dropped_total", (), self._dropped()
-        yield "slipstream_faults_total", (), self.faults
-        yield from read_counts(self._cache.counts)
-        checked = _checked(self._cache.counts)
-        for name, key in (("", "false_hit_rate"), ("_upper", "upper")):
-            share = checked[key]
-            yield f"slipstream_semantic_false_hit_ratio{name}", (), float("nan") if share is None else share
-        if self._config.metrics.enabled:
-            yield from _budget_gauges(meter.budget_rates())
-
-
-def _budget_gauges(budgets: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Labels, float]]:
-    for one in budgets:
-        labels = (one["feature"], one["budget"])
-        yield "slipstream_budget_target_seconds", labels, one["target_ms"] / 1000
-        yield "slipstream_budget_alert", labels, float(one["alert"])
-        for window, rates in one["windows"].items():
-            if rates["burn"] is not None:
-                yield "slipstream_budget_burn_rate", (*labels, window), rates["burn"]
-                yield "slipstream_budget_p95_seconds", (*labels, window), rates["p95_ms"] / 1000
-
-
-def _checked(counts: Mapping[str, int]) -> dict[str, Any]:
-    """What is known of false hits."""
-    right, wrong = counts.get("verify_right", 0), counts.get("verify_wrong", 0)
-    checked = right + wrong
-    return {
-        "checked": checked,
-        "wrong": wrong,
-        "false_hit_rate": round(wrong / checked, 4) if checked else None,
-        "upper": round(wilson(wrong, checked)[1], 4) if checked else None,
-    }
+        budgets = meter.budget_readings()
+        return Facts(
+            began=self._born,
+            uptime=time.monotonic() - self._began,
+            metrics=self._config.metrics.enabled,
+            mode=self._config.cache.mode,
+            active={
+                "requests": front.active,
+                "streams": sum(_streams(visit) for visit in front.visits),
+                "calls": len(self._hub),
+                "jobs_running": self._jobs.running,
+                "jobs_queued": len(self._jobs.queue),
+            },
+            counts=dict(self._cache.counts),
+            saved=meter.saved,
+            lag=self._lag.copy(),
+            dropped=self._dropped(),
+            memory=self.memory.share if self.memory is not None else 0.0,
+            memory_level=self.memory.level if self.memory is not None else 0,
+            faults=self.faults,
+            taken=meter.taken,
+            failed=meter.failed,
+            checks=self.ready(),
+            targets=meter.budgets.targets(),
+            budgets=budgets,
+            burning=meter.budgets.burning,
+        )
 
 
 def _streams(visit: Visit) -> bool:

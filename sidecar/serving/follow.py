@@ -19,10 +19,16 @@ from sidecar.serving.visit import Visit
 class Follow:
     """Serves them. One per process."""
 
-    def __init__(self, config: Config, hub: Hub, secret: bytes) -> None:
+    def __init__(self, config: Config, hub: Hub, secret: bytes, worker: int = 0) -> None:
+        """`worker`: the number of this process, which ids name."""
         self._config = config
         self._hub = hub
         self._secret = secret
+        self._worker = worker
+
+    def reload(self, config: Config) -> None:
+        """Go by that configuration from now on."""
+        self._config = config
 
     def coming_back(self, request: Request, caller: Caller) -> tuple[str, int] | None:
         """The event after which a client wants to go on; None for a request of its own, which may carry
@@ -118,7 +124,7 @@ class Follow:
 
     def _name(self, live: Live, caller: Caller) -> str:
         if live.name is None:
-            self._hub.publish(live, mint(self._secret, caller.scope, "s"))
+            self._hub.publish(live, mint(self._secret, caller.scope, "s", self._worker))
             assert live.name is not None
         return live.name
 

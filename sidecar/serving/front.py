@@ -12,14 +12,17 @@ from typing import Any
 from sidecar.config import Config
 from sidecar.core.errors import RefusedError, outcome_of, status_of
 from sidecar.core.latency import Aside, trace_id
-from sidecar.core.types import Fault, Outcome
+from sidecar.core.types import Fault, Outcome, Request
 from sidecar.serving import intake
 from sidecar.serving.backend import Backend
 from sidecar.serving.calls import Calls
+from sidecar.serving.clients import Clients
 from sidecar.serving.errors import own_error
 from sidecar.serving.own import RESERVED, Own
 from sidecar.serving.shell import Arriving, ClientGoneError
+from sidecar.serving.siblings import Handing
 from sidecar.serving.submit import Submit
+from sidecar.serving.upgrade import Upgrades
 from sidecar.serving.visit import Visit, name
 
 Line = dict[str, Any]
@@ -36,20 +39,33 @@ class Front:
         calls: Calls,
         own: Own,
         submit: Submit,
+        handing: Handing,
+        upgrades: Upgrades | None,
+        clients: Clients | None,
         take: Take,
         on_fault: Callable[[BaseException], None],
     ) -> None:
-        """`take` gets the fields of one latency line per request, `on_fault` mistakes of our own."""
+        """`upgrades`: serves WebSockets; None where there are none. `clients`: who may ask; all may when left
+        out. `take` gets the fields of one latency line per request, `on_fault` mistakes of our own."""
         self._config = config
         self._backend = backend
         self._calls = calls
         self._own = own
         self._submit = submit
+        self._handing = handing
+        self._upgrades = upgrades
+        self.clients = clients
         self._take = take
         self._on_fault = on_fault
         self.written: Callable[[Visit, Line], None] = lambda _visit, _line: None
         """Told of each request that was answered from memory, and its line."""
+        self.no_jobs: str | None = None
+        """Why background jobs are refused for the time being."""
+        self.full: str | None = None
+        """Why new requests are refused for the time being; what is under `/_slipstream/` is served."""
         self.draining = False
+        self.leaving = False
+        """Whether somebody else takes what is new: what still comes here had come before, and is served."""
         self.visits: set[Visit] = set()
         """Requests being served."""
         self.idle = asyncio.Event()
@@ -60,6 +76,16 @@ class Front:
     def active(self) -> int:
         """How many requests are being served."""
         return len(self.visits)
+
+    def drain(self) -> None:
+        """New requests are refused from now on, and what has no end of its own ends."""
+        self.draining = True
+        self._own.probe.drain()
+
+    @property
+    def ending(self) -> bool:
+        """Whether each answer is the last one on its connection."""
+        return self.draining or self.leaving
 
     async def handle(self, visit: Visit, raw: Arriving) -> None:
         """Serve one request to its end. Raises what nobody expects, after noting it."""
@@ -73,7 +99,7 @@ class Front:
                 if raw.raised and not visit.reply.started:
                     self._left_to_the_server(visit, error.fault)
                 else:
-                    self.refuse(visit, error.fault)
+                    self.refuse(visit, error.fault, error.retry)
             await visit.reply.flush()
         except (ClientGoneError, ConnectionError):
             visit.trace.outcome = Outcome.CANCELLED
@@ -88,40 +114,60 @@ class Front:
             raise
         finally:
             self.visits.discard(visit)
+            if self.clients is not None and visit.client is not None:
+                self.clients.leave(visit.client)
             if not self.visits:
                 self.idle.set()
             self.account(visit)
 
     async def _serve(self, visit: Visit, raw: Arriving) -> None:
         trace, reply, backend = visit.trace, visit.reply, self._backend
-        request = raw.head()
+        request = came = raw.head()
         # Any other form of target may hold a credential, and is refused anyway.
         trace.path = request.path[:1024] if request.path.startswith("/") else ""
-        if self.draining:
+        if self.ending:
             reply.keep_alive = False
         visit.dialect = backend.dialect(request, None)
         trace.parent = request.fields.get(b"traceparent")
         trace.trace_id = trace_id(trace.parent)
-        asking = backend.caller(request, raw)
-        trace.tenant = asking.tenant
+        client, clients = None, self.clients
+        if clients is not None and clients:
+            client, request = clients.identify(came)
+            visit.came = came
+        asking = backend.caller(request, raw, client)
+        trace.tenant = asking.tenant if client is not None or not clients else None
         trace.feature = name(request.fields.get(b"slipstream-feature"))
-        backend.check(request)
+        backend.check(came)
+        if clients is not None and request.path != RESERVED + "healthz":
+            clients.demand(client, request)
         if b"upgrade" in request.fields:
-            # Ignored, but aiohttp's parser loses what is pipelined behind such a request.
+            # Where it is ignored, aiohttp's parser loses what is pipelined behind such a request.
             reply.keep_alive = False
         if request.path != RESERVED + "healthz":
             self._admit()
+        if self.full is not None and not request.path.startswith(RESERVED):
+            raise RefusedError("overloaded", self.full, close=False)
+        if clients is not None and client is not None and not raw.handed and not _is_free(request):
+            clients.enter(client, request)
+            visit.client = client
+        if self._upgrades is not None and intake.for_websocket(came):
+            await self._upgrades.serve(visit, raw, request, asking)
+            return
+        if await self._handing.serve(visit, raw, request, asking):
+            return
         if request.path.startswith(RESERVED):
             visit.dialect = None
             await self._own.serve(visit, request, asking, draining=self.draining)
         elif (wait := intake.preference(request)) is not None:
+            if self.no_jobs is not None:
+                raise RefusedError("overloaded", self.no_jobs, close=False)
             await self._submit.serve(visit, raw, request, asking, wait)
         else:
             await self._calls.serve(visit, raw, request, asking)
 
     def _admit(self) -> None:
         """Raises RefusedError when there is no room, or no time left."""
-        if self.draining:
+        if self.draining and not self.leaving:
             raise RefusedError(
                 "draining",
                 "send the request again, to another instance if there is one",
@@ -130,15 +176,16 @@ class Front:
         if self.active > most:
             raise RefusedError("overloaded", f"{most} requests are being served", close=False)
 
-    def refuse(self, visit: Visit, fault: Fault) -> None:
-        """Answer with an error of the sidecar's own, as far as that can still be done."""
+    def refuse(self, visit: Visit, fault: Fault, retry: int = 1) -> None:
+        """Answer with an error of the sidecar's own, as far as that can still be done. `retry`: see
+        `RefusedError`."""
         trace, reply = visit.trace, visit.reply
         trace.error, trace.outcome = fault.kind, outcome_of(fault)
         try:
             if reply.started:
                 reply.cut()
             else:
-                trace.status = own_error(reply, visit.dialect, fault)
+                trace.status = own_error(reply, visit.dialect, fault, retry)
                 trace.head_at = time.perf_counter()
         except ClientGoneError:
             trace.outcome = Outcome.CANCELLED
@@ -176,3 +223,10 @@ class Front:
                 self.written(visit, line)
         except Exception as error:  # noqa: BLE001 - reason: the answer is out; its line must not disturb it
             self._on_fault(error)
+
+
+def _is_free(request: Request) -> bool:
+    """Whether it counts against nobody's limits: it looks whether all is well, or ends something, which one
+    who is at a limit must be able to do."""
+    stops = request.method == "DELETE" and request.path.startswith(RESERVED)
+    return stops or request.path == RESERVED + "healthz"

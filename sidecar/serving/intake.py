@@ -42,8 +42,9 @@ def request_of(
     )
 
 
-def check(request: Request, limit: int) -> None:
-    """Raises RefusedError for what must not be forwarded. `limit`: bytes of target and headers."""
+def check(request: Request, limit: int, *, websockets: bool = False) -> None:
+    """Raises RefusedError for what must not be forwarded. `limit`: bytes of target and headers. `websockets`:
+    whether the connection may leave HTTP for one."""
     fields = request.fields
     if len(request.target) + sum([len(name) + len(value) + 4 for name, value in request.headers]) > limit:
         raise RefusedError("headers_too_large", f"they exceed {limit} bytes")
@@ -61,9 +62,28 @@ def check(request: Request, limit: int) -> None:
         raise RefusedError("bad_request", "exactly one Host header is required")
     upgrade = fields.get(b"upgrade")
     # h2c is an offer that may be ignored (RFC 9113, 3.1); Java's HttpClient makes it with every request.
-    asked = upgrade is not None and b"upgrade" in tokens(fields.get(b"connection", b""))
-    if asked and tokens(upgrade or b"") != {b"h2c"}:
-        raise RefusedError("upgrade_unsupported", "use the HTTP API of the same provider")
+    if upgrade is None or b"upgrade" not in tokens(fields.get(b"connection", b"")):
+        return
+    if websockets and upgrade.lower() == b"websocket":
+        _check_websocket(request)
+    elif tokens(upgrade) != {b"h2c"}:
+        raise RefusedError("upgrade_unsupported", "WebSockets are, to upstreams; else use the API without it")
+
+
+def _check_websocket(request: Request) -> None:
+    """Whether it is clear where the request ends (RFC 6455, 4.1). What else is missing the upstream says."""
+    fields = request.fields
+    if request.method != "GET" or request.http10:
+        raise RefusedError("bad_request", "a WebSocket is asked for with GET and HTTP/1.1")
+    if b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0":
+        raise RefusedError("bad_request", "a request for a WebSocket has no body")
+
+
+def for_websocket(request: Request) -> bool:
+    """Whether it asks for a WebSocket, if it has passed `check`."""
+    fields = request.fields
+    asked = fields.get(b"upgrade", b"").lower() == b"websocket"
+    return asked and b"upgrade" in tokens(fields.get(b"connection", b""))
 
 
 def intent(dialect: Dialect | None, request: Request, body: Body) -> Intent:
@@ -106,6 +126,13 @@ def preference(request: Request) -> float | None:
         return None  # what comes of a HEAD cannot be fetched: the answer to a GET has a body
     waits = [found for part in wanted if (found := _WAIT.fullmatch(part))]
     return min(float(waits[0][1]), _LONGEST_WAIT) if waits else 0.0
+
+
+def handshake(request: Request, route: Route) -> Call:
+    """A request for a WebSocket as it goes upstream: hop-by-hop are only the two fields that ask for it."""
+    made = call(request, route, Body(b"", None, 0.0), identity=False)
+    headers = [*made.headers, (b"Connection", b"Upgrade"), (b"Upgrade", b"websocket")]
+    return msgspec.structs.replace(made, headers=headers, upgrade=b"websocket")
 
 
 def call(request: Request, route: Route, body: Body, *, identity: bool) -> Call:

@@ -1,4 +1,4 @@
-"""What the sidecar itself answers: health, streams that clients come back to, background jobs."""
+"""What the sidecar itself answers: health, probes, streams that clients come back to, background jobs."""
 
 import re
 from urllib.parse import parse_qsl
@@ -7,12 +7,13 @@ import orjson
 
 from sidecar.core.errors import RefusedError
 from sidecar.core.fingerprint import Caller
-from sidecar.core.ids import belongs, event_id
+from sidecar.core.ids import event_id
 from sidecar.core.types import Fault, Request
 from sidecar.engine.jobs import Jobs
 from sidecar.engine.pump import Live
 from sidecar.serving import intake
 from sidecar.serving.follow import Follow
+from sidecar.serving.probe import Probe
 from sidecar.serving.shell import Reply
 from sidecar.serving.visit import Visit
 
@@ -24,10 +25,11 @@ _STOPPED = Fault("stopped", "it was stopped with DELETE")
 class Own:
     """The paths under `/_slipstream/`."""
 
-    def __init__(self, secret: bytes, follow: Follow, jobs: Jobs) -> None:
+    def __init__(self, secret: bytes, follow: Follow, jobs: Jobs, probe: Probe) -> None:
         self._secret = secret
         self._follow = follow
         self._jobs = jobs
+        self.probe = probe
 
     async def serve(self, visit: Visit, request: Request, caller: Caller, *, draining: bool) -> None:
         """Serve one request. Raises RefusedError, ClientGoneError."""
@@ -35,13 +37,17 @@ class Own:
             _only(request, "GET", "HEAD")
             self._health(visit, draining=draining)
             return
+        if request.path == RESERVED + "probe":
+            _only(request, "GET")
+            await self.probe.serve(visit, request)
+            return
         found = _ITEM.fullmatch(request.path)
         if found is None:
             raise RefusedError("not_found", "this version has nothing at this path", close=False)
         kind, name, result = found.groups()
         _only(request, *(("GET",) if result else ("GET", "DELETE")))
         intake.patience(request.fields.get(b"slipstream-disconnect"))
-        mine = belongs(self._secret, caller.scope, name) and (kind == "streams" or name[0] == "j")
+        mine = caller.holds(self._secret, name) and (kind == "streams" or name[0] == "j")
         if not mine or (result and kind == "streams"):
             raise RefusedError("not_found", "no such id, or not for this credential", close=False)
         if kind == "streams":
@@ -52,7 +58,8 @@ class Own:
     @staticmethod
     def _health(visit: Visit, *, draining: bool) -> None:
         code, phrase, state = (503, b"Service Unavailable", "draining") if draining else (200, b"OK", "ok")
-        send_json(visit.reply, code, phrase, {"status": state})
+        later = ((b"Retry-After", b"1"),) if draining else ()
+        send_json(visit.reply, code, phrase, {"status": state}, *later)
         visit.logged = True  # health checks would drown the rest
 
     async def _stream(self, visit: Visit, request: Request, caller: Caller, name: str) -> None:

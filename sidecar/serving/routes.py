@@ -1,6 +1,7 @@
 """Which upstream a request goes to, by configuration alone."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,6 +11,7 @@ from msgspec.structs import asdict
 from sidecar.config import CacheRule, Config, UpstreamTable
 from sidecar.core.caching import Terms
 from sidecar.core.dialects import Dialect
+from sidecar.core.headers import tokens
 from sidecar.core.types import Request
 from sidecar.core.values import Patience
 from sidecar.engine.source import Origin
@@ -17,6 +19,8 @@ from sidecar.engine.source import Origin
 _GEMINI_VERBS = [
     f"/v1/models/*:{verb}" for verb in ("*Content", "batchEmbedContents", "countTokens", "predict")
 ]
+
+_GEMINI_LIVE = "/ws/google.ai.generativelanguage.*"
 
 PROVIDERS = [
     UpstreamTable("anthropic", "https://api.anthropic.com", ["/v1/messages", "/v1/complete"]),
@@ -27,7 +31,7 @@ PROVIDERS = [
     UpstreamTable(
         "gemini",
         "https://generativelanguage.googleapis.com",
-        ["/v1beta", "/v1alpha", "/upload/v1beta", "/v1/tunedModels", *_GEMINI_VERBS],
+        ["/v1beta", "/v1alpha", "/upload/v1beta", "/v1/tunedModels", *_GEMINI_VERBS, _GEMINI_LIVE],
     ),
     UpstreamTable(
         "gemini",
@@ -39,6 +43,10 @@ PROVIDERS = [
     UpstreamTable("openai", "https://api.openai.com", ["/v1"]),
 ]
 """Known API paths, used while neither `--upstream` nor `[[upstreams]]` is given."""
+
+TAKEN = b"slipstream-token-field"
+"""Names the fields from which a client's token was taken out: SDKs of different providers put theirs into
+different ones, and by that some paths are told apart. Not forwarded, as nothing of that name is."""
 
 _PROVIDER_OF_HOST = {
     "api.deepseek.com": "deepseek",
@@ -85,6 +93,12 @@ class Routes:
 
     def __init__(self, config: Config, tables: list[UpstreamTable] | None = None) -> None:
         """`tables`: instead of the configured upstreams."""
+        self._given = tables
+        self.reload(config)
+
+    def reload(self, config: Config) -> None:
+        """Go by that configuration from now on."""
+        tables = self._given
         if tables is None and config.server.upstream is not None:
             tables = [UpstreamTable("default", config.server.upstream)]
         elif tables is None:
@@ -123,7 +137,9 @@ class Routes:
     def match(self, request: Request) -> Route | None:
         """The most specific route, or None."""
         for route in self._routes:
-            if route.pattern.match(request.path) and (route.header is None or route.header in request.fields):
+            if route.pattern.match(request.path) and (
+                route.header is None or route.header in _names(request)
+            ):
                 return route
         return None
 
@@ -168,6 +184,19 @@ class Routes:
         return self._default if route.patience is None else route.patience
 
 
+def _names(request: Request) -> Collection[bytes]:
+    """The header fields of a request, and those that it had with a client's token in them."""
+    taken = request.fields.get(TAKEN)
+    return {*request.fields, *tokens(taken)} if taken is not None else request.fields
+
+
+def place_of(table: UpstreamTable) -> str:
+    """See `Route.place`."""
+    parts = urlsplit(table.url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return f"{table.name} {parts.scheme}://{parts.hostname or ''}:{port}{parts.path.rstrip('/')}"
+
+
 def _below(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(prefix.rstrip("/") + "/")
 
@@ -195,7 +224,7 @@ def _route(table: UpstreamTable, prefix: str) -> Route:
     pattern = re.escape(literal).replace(r"\*", "[^/]*")
     return Route(
         name=table.name,
-        place=f"{table.name} {parts.scheme}://{host}:{port}{parts.path.rstrip('/')}",
+        place=place_of(table),
         origin=Origin(parts.scheme, host, port),
         host=(shown if port == default else f"{shown}:{port}").encode(),
         base=parts.path.rstrip("/").encode(),

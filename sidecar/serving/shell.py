@@ -1,11 +1,12 @@
 """What serving needs of a shell: of the server that a request came by, whichever that is."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Protocol
 
 import msgspec
 
 from sidecar.core.types import Request
+from sidecar.engine.wire import Wire
 
 
 class ClientGoneError(Exception):
@@ -28,11 +29,20 @@ class Arriving(Protocol):
     """The path under which all of this is mounted; empty, or with a slash in front and none behind."""
 
     @property
+    def handed(self) -> bool:
+        """Whether another worker has handed it over, which is done once."""
+
+    @property
     def raised(self) -> bool:
         """Whether its server is going to hear of an exception, and answers by itself."""
 
     def head(self) -> Request:
         """Its head. Target and path are what is below `root`."""
+
+    @property
+    def switch(self) -> Callable[[], Wire] | None:
+        """Takes its connection out of HTTP, as it asks for, with all that has come behind it, and may raise
+        ClientGoneError; None where that cannot be done."""
 
     async def body(self, request: Request, *, keep: int) -> Body:
         """Read up to `keep` bytes of its body. A body that goes on after that is left to be streamed.

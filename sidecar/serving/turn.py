@@ -127,8 +127,12 @@ class Turn:
         if len(hub) - checks >= self._config.limits.requests:
             # Calls that go on without their clients take places, too.
             raise RefusedError("overloaded", f"{len(hub)} calls are running", close=False)
-        limit = RETAINED if asked.dialect is not None else 0
+        limit = RETAINED if asked.dialect is not None and not hub.brief else 0
+        if hub.brief and self._ask.keep is not None:
+            self._answers.count("not_stored_memory")
+            self._ask = msgspec.structs.replace(self._ask, keep=None)
         live = Live(Recording(limit=limit), asked.answer(), self._ask, asked.labels)
+        live.brief = hub.brief
         live.early, live.configured = asked.early, asked.configured
         asked.start(live)
         return live

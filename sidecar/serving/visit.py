@@ -13,6 +13,8 @@ from sidecar.core.latency import Aside, Heard, Trace, record
 from sidecar.core.policy import end_of_leaving
 from sidecar.core.types import Outcome, Request
 from sidecar.engine.pump import Keep, Live
+from sidecar.serving.clients import Client
+from sidecar.serving.relay import Relay
 from sidecar.serving.shell import Reply
 
 NAME = 128
@@ -36,11 +38,14 @@ class Visit:
     """What belongs to one request."""
 
     __slots__ = (
+        "came",
+        "client",
         "dialect",
         "hit",
         "inquiry",
         "live",
         "logged",
+        "relay",
         "reply",
         "root",
         "stored",
@@ -67,10 +72,18 @@ class Visit:
         self.taken = False
         """The client has been sent all that there was of the answer."""
         self.logged = False
+        self.relay: Relay | None = None
+        """The WebSocket that it has become."""
+        self.came: Request | None = None
+        """The request as it came, if it came with a client's token."""
+        self.client: Client | None = None
+        """Whose limits it counts against, while it does."""
 
     def left(self) -> Outcome:
         """What came of a request whose client has hung up: perhaps it had all it wanted."""
         live = self.live
+        if self.relay is not None:
+            return self.relay.outcome or Outcome.CANCELLED
         if live is None or not self.taken:
             return Outcome.CANCELLED
         answer = live.answer
@@ -94,6 +107,8 @@ class Visit:
             if live.answer.facts.error and trace.status == 200 and trace.outcome is Outcome.COMPLETE:
                 trace.outcome = Outcome.UPSTREAM_ERROR
         sent = self.reply.sent
+        if self.relay is not None:
+            return record(trace, Heard(events=self.relay.upstream.frames.messages, bytes=sent), now)
         return record(trace, _remembered(self.stored, sent) if self.stored else heard(live, sent), now)
 
     def aside(self) -> Aside:

@@ -7,7 +7,7 @@ five: what is near the line does not flap.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from sidecar.core.waterfall import slowest
 from sidecar.tables import Budget
 from sidecar.telemetry.scale import bucket, quantiles
-from sidecar.telemetry.window import Key, Window
+from sidecar.telemetry.window import SPANS, Key, Reading, Window
 
 MAY_BE_OVER = 0.05
 BURNING = 2.0
@@ -26,6 +26,10 @@ LEAST = 10
 Kind = Literal["ttft_ms", "total_ms"]
 KINDS: tuple[Kind, ...] = ("ttft_ms", "total_ms")
 _REQUESTS, _OVER = 1 << 12, (1 << 12) + 1
+
+
+Target = tuple[str, Kind, float]
+"""Feature, which, milliseconds."""
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -64,11 +68,12 @@ class Change(msgspec.Struct, frozen=True):
 
 
 def held(line: Mapping[str, Any], budgets: Mapping[str, Budget]) -> list[Held]:
-    """What a request counts against, and how. Requests that came back to a stream, or that only ask for a
-    background job, do not count; those that ended early count once they had taken too long."""
+    """What a request counts against, and how. Requests that came back to a stream, that only ask for a
+    background job, or that became a WebSocket do not count; those that ended early count once they had taken
+    too long."""
     feature = line["feature"]
     budget = budgets.get(feature) if feature is not None else None
-    if budget is None or line["resumed_from"] is not None or line["status"] == 202:
+    if budget is None or line["resumed_from"] is not None or line["status"] in (101, 202):
         return []
     found: list[Held] = []
     whole = line["outcome"] == "complete" and line["error"] is None
@@ -102,7 +107,15 @@ class Budgets:
     def __init__(self, budgets: Mapping[str, Budget], clock: Callable[[], float] = time.monotonic) -> None:
         self._budgets = budgets
         self._window = Window(clock, len(KINDS) * len(budgets))  # what is not told apart has no alarm
-        self._burning: set[tuple[str, Kind]] = set()
+        self._alarms = Alarms()
+
+    def reload(self, budgets: Mapping[str, Budget]) -> None:
+        """Others from now on. What was held against one counts on where its target is the same."""
+        before = set(self.targets())
+        self._budgets = budgets
+        same: set[Key] = {(feature, kind) for feature, kind, _ in before.intersection(self.targets())}
+        self._window.keep(same.__contains__, len(KINDS) * len(budgets))
+        self._alarms.burning &= same
 
     def add(self, one: Held) -> None:
         """Count a request."""
@@ -111,8 +124,8 @@ class Budgets:
             cells.append((_OVER, 1))
         self._window.add((one.feature, one.kind), cells)
 
-    def targets(self) -> list[tuple[str, Kind, float]]:
-        """All there are: feature, which, milliseconds."""
+    def targets(self) -> list[Target]:
+        """All there are."""
         return [
             (feature, kind, target)
             for feature, budget in self._budgets.items()
@@ -122,27 +135,74 @@ class Budgets:
 
     def alert(self, feature: str, kind: Kind) -> bool:
         """Whether it burns too fast."""
-        return (feature, kind) in self._burning
+        return (feature, kind) in self._alarms.burning
+
+    @property
+    def burning(self) -> list[tuple[str, Kind]]:
+        """Those that burn too fast."""
+        return sorted(self._alarms.burning)
+
+    def readings(self) -> dict[str, Reading]:
+        """What was held against them, by window."""
+        return {name: self._window.read(name) for name in SPANS}
 
     def rates(self, window: str) -> dict[Key, Rates]:
         """Of all that something was held against."""
-        return {key: _rates(cells) for key, cells in self._window.read(window).series.items()}
+        return rates_of(self._window.read(window))
 
     def changes(self) -> list[Change]:
         """Alarms that begin or end now."""
-        short, longer = self.rates("1m"), self.rates("5m")
+        return self._alarms.changes(self.targets(), self.rates("1m"), self.rates("5m"))
+
+
+class Alarms:
+    """Which budgets burn too fast."""
+
+    def __init__(self) -> None:
+        self.burning: set[tuple[str, Kind]] = set()
+
+    def changes(
+        self, targets: Sequence[Target], short: Mapping[Key, Rates], longer: Mapping[Key, Rates]
+    ) -> list[Change]:
+        """Alarms that begin or end now, by the rates over one minute and over five."""
         found = []
-        for feature, kind, target in self.targets():
+        for feature, kind, target in targets:
             key = (feature, kind)
             rates = longer.get(key, _NONE)
             begins = _begins(short.get(key, _NONE), rates)
-            if key not in self._burning and begins:
-                self._burning.add(key)
+            if key not in self.burning and begins:
+                self.burning.add(key)
                 found.append(Change(feature, kind, target, begins=True, rates=rates))
-            elif key in self._burning and (rates.burn or 0.0) < KEPT:
-                self._burning.discard(key)
+            elif key in self.burning and (rates.burn or 0.0) < KEPT:
+                self.burning.discard(key)
                 found.append(Change(feature, kind, target, begins=False, rates=rates))
         return found
+
+
+def rates_of(reading: Reading) -> dict[Key, Rates]:
+    """Of all that something was held against in a window."""
+    return {key: _rates(cells) for key, cells in reading.series.items()}
+
+
+def told(
+    targets: Sequence[Target], readings: Mapping[str, Reading], burning: Collection[tuple[str, Kind]]
+) -> list[dict[str, Any]]:
+    """All budgets, as `/stats` has them."""
+    by_window = {name: rates_of(reading) for name, reading in readings.items()}
+    return [
+        {
+            "feature": feature,
+            "budget": kind,
+            "target_ms": target,
+            "alert": (feature, kind) in burning,
+            "windows": {name: _told(rates.get((feature, kind), _NONE)) for name, rates in by_window.items()},
+        }
+        for feature, kind, target in targets
+    ]
+
+
+def _told(rates: Rates) -> dict[str, Any]:
+    return {"requests": rates.requests, "over": rates.over, "burn": rates.burn, "p95_ms": rates.p95_ms}
 
 
 _NONE = Rates(0, 0, None)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from sidecar.telemetry.metrics import Labels
+from sidecar.telemetry.counted import Labels
 
 _FAILURES = {
     "store_failed": "store",

@@ -61,7 +61,8 @@ class Counting:
         klass = f"{status // 100}xx" if status is not None else ""
         count("slipstream_requests_total", (upstream, model, line["outcome"], klass, cache))
         count("slipstream_cache_results_total", (cache, line["cache_kind"] or ""))
-        observe("slipstream_request_duration_seconds", (upstream, cache), line["total_ms"])
+        if status != 101:  # a WebSocket ends when its ends like
+            observe("slipstream_request_duration_seconds", (upstream, cache), line["total_ms"])
         if line["ttft_ms"] is not None:
             observe("slipstream_time_to_first_token_seconds", (upstream, cache), line["ttft_ms"])
         if line["overhead_ms"] is not None:
@@ -153,6 +154,8 @@ def phase_of(line: Mapping[str, Any]) -> str:
         return "upstream" if called else "request"
     if not line["stream"]:
         return "body"
+    if line["status"] == 101:
+        return "stream"
     return "first_token" if line["ttft_ms"] is None and line["resumed_from"] is None else "stream"
 
 

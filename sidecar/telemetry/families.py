@@ -22,6 +22,8 @@ class Family(msgspec.Struct, frozen=True):
     """Of a histogram: upper bounds, in the metric's unit."""
     otel: str | None = None
     """The name in the OpenTelemetry GenAI conventions, where it is one of those."""
+    across: Literal["sum", "max"] = "sum"
+    """What the gauge of several worker processes is that each have one."""
 
 
 def _seconds(first: int, last: int) -> tuple[float, ...]:
@@ -213,6 +215,24 @@ FAMILIES = (
     Family("slipstream_event_loop_lag_seconds", "histogram", "How late a timer was.", (), _seconds(-6, 10)),
     Family("slipstream_log_lines_dropped_total", "counter", "Log lines that nobody read in time."),
     Family("slipstream_faults_total", "counter", "Mistakes of the sidecar's own; the log has where."),
+    Family("slipstream_workers", "gauge", "Worker processes that serve the port; 1 without --workers."),
+    Family(
+        "slipstream_worker_restarts_total",
+        "counter",
+        "Worker processes that took the place of one that ended.",
+    ),
+    Family(
+        "slipstream_memory_used_ratio",
+        "gauge",
+        "Memory of the process's own, as a share of limits.memory; 0 where it is not watched.",
+        across="max",
+    ),
+    Family(
+        "slipstream_memory_level",
+        "gauge",
+        "1 while memory is short and nothing new is kept, 2 while new requests are refused for it, else 0.",
+        across="max",
+    ),
     Family("slipstream_ready", "gauge", "1 while requests are served."),
     Family("slipstream_info", "gauge", "Always 1.", ("version",)),
 )

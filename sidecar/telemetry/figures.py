@@ -1,12 +1,12 @@
 """What the cells of a window mean: of each latency line, what is counted, and what can be read off many."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sidecar.core.gaps import Gaps
 from sidecar.core.latency import Aside
 from sidecar.telemetry.scale import bucket, quantiles, tally
-from sidecar.telemetry.window import OTHER, Cells, Key, Reading, merge
+from sidecar.telemetry.window import MOST, OTHER, Cells, Key, Reading, add_up, merge
 
 METRICS = ("ttft_ms", "ttfb_ms", "gap_ms", "total_ms", "overhead_ms", "tokens_per_second")
 """Of which percentiles are told."""
@@ -40,10 +40,11 @@ def overflow(key: Key) -> Key:
 def cells_of(line: Mapping[str, Any], aside: Aside, gaps: Cells) -> Iterator[tuple[int, int]]:
     """What a line adds to its series. `gaps`: as `gaps_of` has them."""
     yield _NUMBER["requests"], 1
-    accepted = line["status"] == 202  # a job: what it takes is another matter
+    status = line["status"]
     for name, base in _DIRECT:
         value = line[name]
-        if value is not None and not accepted:
+        # 202 is a job: what it takes is another matter. 101 is a WebSocket, which ends when its ends like.
+        if value is not None and status != 202 and (status != 101 or name != "total_ms"):
             yield base + bucket(value), 1
     for at, count in gaps.items():
         yield _GAP + at, count
@@ -143,6 +144,19 @@ def summary(reading: Reading, *, series: bool) -> dict[str, Any]:
             for key, cells in _ordered(reading)
         ]
     return found
+
+
+def together(readings: Iterable[Reading]) -> Reading:
+    """A window of several processes. Where they tell more series apart than one may, the busiest are kept."""
+    found = add_up(readings)
+    if len(found.series) <= MOST:
+        return found
+    requests = _NUMBER["requests"]
+    by_size = sorted(found.series.items(), key=lambda item: item[1].get(requests, 0), reverse=True)
+    kept = dict(by_size[:MOST])
+    for key, cells in by_size[MOST:]:
+        merge(kept.setdefault(overflow(key), {}), cells)
+    return Reading(found.seconds, kept)
 
 
 def _ordered(reading: Reading) -> Sequence[tuple[Key, Cells]]:

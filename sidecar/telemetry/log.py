@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 import orjson
@@ -25,11 +27,31 @@ _BUFFER = 8 << 20
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
+class Level:
+    """From which level on lines are written. It may be changed while they are."""
+
+    def __init__(self, name: str) -> None:
+        self.set(name)
+
+    def set(self, name: str) -> None:
+        """`name`: one of `LEVELS`."""
+        self.least = LEVELS[name]
+
+    def drop(self, _logger: WrappedLogger, name: str, fields: EventDict) -> EventDict:
+        """A processor that lets no other lines through."""
+        if LEVELS[name] < self.least:
+            raise structlog.DropEvent
+        return fields
+
+
 class LineWriter:
     """Takes lines from one thread, the event loop's, and writes them from another."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: BinaryIO, turn: Path | None = None) -> None:
+        """`turn`: a file that is locked for each write, where other processes write to the same stream: what
+        does not fit into a pipe at once could else end up inside of another one's line."""
         self._stream = stream
+        self._turn = _Turn(turn) if turn is not None else nullcontext()
         self._lines: list[bytes] = []
         self._queued = 0
         self._dropped = 0
@@ -99,12 +121,30 @@ class LineWriter:
                     return
             data = b"".join(lines)
             try:
-                self._stream.write(data)
-                self._stream.flush()
+                with self._turn:
+                    self._stream.write(data)
+                    self._stream.flush()
             except (OSError, ValueError):
                 pass  # nobody to tell: this was the way to tell
             with self._lock:
                 self._pending -= sum(map(len, lines))
+
+
+class _Turn:
+    """A lock between processes, which ends with whoever holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab")
+
+    def __enter__(self) -> None:
+        import fcntl  # noqa: PLC0415 - exists on POSIX only
+
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_error: object) -> None:
+        import fcntl  # noqa: PLC0415 - exists on POSIX only
+
+        fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 class Writer(Protocol):
@@ -125,41 +165,40 @@ class _Sink:
     debug = info = warning = error = critical = msg
 
 
-def make_logger(writer: Writer, form: Literal["json", "console"], level: str) -> FilteringBoundLogger:
+def make_logger(writer: Writer, form: Literal["json", "console"], level: str | Level) -> FilteringBoundLogger:
     """A logger for one process. It takes events and fields, never sentences with data in them."""
+    shown = Level(level) if isinstance(level, str) else level
     render: Callable[[WrappedLogger, str, EventDict], Any] = _console if form == "console" else _json
     logger: FilteringBoundLogger = structlog.wrap_logger(
         _Sink(writer),
-        processors=[
-            render,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        processors=[shown.drop, render],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS["debug"]),
         cache_logger_on_first_use=True,
     )
     return logger
 
 
 def request_lines(
-    writer: Writer, form: Literal["json", "console"], level: str
+    writer: Writer, form: Literal["json", "console"], level: str | Level
 ) -> Callable[[dict[str, object]], None]:
     """Writes latency lines, one per request: the same lines as the logger's, without its layers.
 
     A logger call costs several times what serialising the line does, and this one is on every request.
     """
-    if LEVELS[level] > LEVELS["info"]:
-        return lambda _fields: None
     render = _render_console if form == "console" else _render_json
-    write = writer.write
+    write, info = writer.write, LEVELS["info"]
+    shown = Level(level) if isinstance(level, str) else level
 
     def log(fields: dict[str, object]) -> None:
-        write(render("info", "request", fields))
+        if shown.least <= info:
+            write(render("info", "request", fields))
 
     return log
 
 
-def stderr_writer() -> LineWriter:
-    """The writer of a process's own log."""
-    return LineWriter(sys.stderr.buffer)
+def stderr_writer(turn: Path | None = None) -> LineWriter:
+    """The writer of a process's own log. `turn`: see `LineWriter`."""
+    return LineWriter(sys.stderr.buffer, turn)
 
 
 def _json(_logger: WrappedLogger, name: str, fields: EventDict) -> bytes:
@@ -190,6 +229,14 @@ def now() -> str:
 @functools.lru_cache(maxsize=1)
 def _second(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def place_of(error: BaseException) -> str | None:
+    """File and line at which it was raised."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return f"{frame.tb_frame.f_code.co_filename}:{frame.tb_lineno}" if frame is not None else None
 
 
 def format_of(configured: str) -> Any:

@@ -13,12 +13,12 @@ from structlog.typing import FilteringBoundLogger
 
 from sidecar.core.latency import NOTHING, Aside
 from sidecar.tables import Config
-from sidecar.telemetry.budgets import Budgets, Change, Held, exceeded, held
+from sidecar.telemetry.budgets import Budgets, Change, Held, exceeded, held, told
 from sidecar.telemetry.counting import Call, Counting, error_type, is_good
 from sidecar.telemetry.figures import cells_of, gaps_of, overflow, saved_ms, summary
 from sidecar.telemetry.log import now
 from sidecar.telemetry.metrics import Metrics, Names
-from sidecar.telemetry.window import SPANS, Window
+from sidecar.telemetry.window import Reading, Window
 
 Line = dict[str, Any]
 Span = Callable[[Mapping[str, Any], float, bytes | None], None]
@@ -58,12 +58,24 @@ class Meter:
         self._recent: deque[Line] = deque(maxlen=RECENT)
         self._errors: deque[Line] = deque(maxlen=ERRORS)
         self._taken = 0
-        self._saved = {"saved_seconds": 0.0, "saved_input_tokens": 0, "saved_output_tokens": 0}
+        self._failed = 0
+        self._saved: dict[str, int | float] = {
+            "saved_seconds": 0.0,
+            "saved_input_tokens": 0,
+            "saved_output_tokens": 0,
+        }
         self._pending: list[tuple[Line, Aside, list[Held]]] = []
         """Lines that are not counted yet: several in a row take less time, with all that it takes still in
         the processor's caches."""
         self._calls: list[Call] = []
         self.span: Span | None = None
+
+    def reload(self, config: Config) -> None:
+        """Go by that configuration from now on."""
+        self.settle()
+        self._targets = config.budgets
+        self._features.know(config.budgets)
+        self.budgets.reload(config.budgets)
 
     def take(self, line: Line, aside: Aside = NOTHING) -> None:
         """A request has ended, and this is its line. Never raises."""
@@ -141,7 +153,13 @@ class Meter:
         return self._taken
 
     @property
-    def saved(self) -> dict[str, float]:
+    def failed(self) -> int:
+        """Lines so far of requests that ended badly."""
+        self.settle()
+        return self._failed
+
+    @property
+    def saved(self) -> dict[str, int | float]:
         """By answers out of the cache, since the process began."""
         self.settle()
         return dict(self._saved)
@@ -149,9 +167,18 @@ class Meter:
     def prepare(self, window: str, *, series: bool) -> Callable[[], dict[str, Any]]:
         """A window of `SPANS`, as `/stats` has it. What is told is what was counted until now; what is
         returned does the work, and may do so in a thread."""
-        self.settle()
-        reading = self._window.read(window)
+        reading = self.reading(window)
         return lambda: summary(reading, series=series)
+
+    def reading(self, window: str) -> Reading:
+        """A window of `SPANS`, as it is. The caller owns what it gets."""
+        self.settle()
+        return self._window.read(window)
+
+    def budget_readings(self) -> dict[str, Reading]:
+        """What was held against budgets, by window."""
+        self.settle()
+        return self.budgets.readings()
 
     def watch(self) -> None:
         """Say which alarms begin and end now. To be called now and then."""
@@ -162,29 +189,7 @@ class Meter:
 
     def budget_rates(self) -> list[dict[str, Any]]:
         """All budgets, as `/stats` has them."""
-        self.settle()
-        by_window = {name: self.budgets.rates(name) for name in SPANS}
-        found = []
-        for feature, kind, target in self.budgets.targets():
-            windows = {}
-            for name, rates in by_window.items():
-                one = rates.get((feature, kind))
-                windows[name] = {
-                    "requests": one.requests if one else 0,
-                    "over": one.over if one else 0,
-                    "burn": one.burn if one else None,
-                    "p95_ms": one.p95_ms if one else None,
-                }
-            found.append(
-                {
-                    "feature": feature,
-                    "budget": kind,
-                    "target_ms": target,
-                    "alert": self.budgets.alert(feature, kind),
-                    "windows": windows,
-                }
-            )
-        return found
+        return told(self.budgets.targets(), self.budget_readings(), self.budgets.burning)
 
     def _count(self, line: Line, aside: Aside, against: list[Held]) -> None:
         gaps = gaps_of(aside)
@@ -204,6 +209,7 @@ class Meter:
         self._recent.append(line)
         if error_type(line) is not None:
             self._errors.append(line)
+            self._failed += 1
 
     def _hold(self, one: Held) -> None:
         self.budgets.add(one)

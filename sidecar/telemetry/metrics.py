@@ -7,36 +7,34 @@ somebody asks. Labels that others choose are capped: half of the room is for nam
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
 
-import msgspec
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from sidecar.telemetry.counted import (
+    COUNTER_SERIES,
+    HISTOGRAM_SERIES,
+    Counted,
+    Histogram,
+    Labels,
+    Values,
+    within,
+)
 from sidecar.telemetry.families import BY_NAME, FAMILIES, Family
+from sidecar.telemetry.process import OwnProcess, Process
 from sidecar.telemetry.scale import Cells, bucket, cumulative
 from sidecar.telemetry.window import OTHER
 
 NAMES = 50
 """Models that are told apart."""
-_SERIES = 1000
-"""Of one counter; what comes later is counted as `other` in every label."""
-_HISTOGRAM_SERIES = 200
-"""The same of a histogram, each of which is a dozen lines of a scrape."""
 
 _FORMS = ("text/plain; ", "application/openmetrics-text; version=1.0.0; ")
 
-Labels = tuple[str, ...]
 Encoder = Callable[[Collector], bytes]
-Gauges = Callable[[], Iterable[tuple[str, Labels, float]]]
+Gauges = Callable[[], Values]
 """What is read when it is asked for: metric, labels, value. Counters, too, where they are kept elsewhere."""
-
-
-class _Histogram(msgspec.Struct):
-    cells: dict[int, int]
-    sum: float = 0.0
 
 
 class Names:
@@ -46,6 +44,12 @@ class Names:
         """`known`: those that always have room."""
         self._known: set[str] = set(known)
         self._most = most + len(self._known)
+
+    def know(self, names: Iterable[str]) -> None:
+        """There is always room for these, too."""
+        more = set(names) - self._known
+        self._known |= more
+        self._most += len(more)
 
     def get(self, name: str | None, *, good: bool) -> str:
         """The name as a label. `good`: something came of it; made-up ones get half of the room."""
@@ -66,7 +70,7 @@ class Metrics(Collector):
         self._counters: dict[str, dict[Labels, float]] = {
             family.name: {} for family in FAMILIES if family.kind == "counter"
         }
-        self._histograms: dict[str, dict[Labels, _Histogram]] = {
+        self._histograms: dict[str, dict[Labels, Histogram]] = {
             family.name: {} for family in FAMILIES if family.kind == "histogram"
         }
         self._sources: list[Gauges] = []
@@ -82,7 +86,7 @@ class Metrics(Collector):
     def count(self, name: str, labels: Labels = (), by: float = 1) -> None:
         """Add to a counter."""
         series = self._counters[name]
-        labels = _within(series, labels, _SERIES)
+        labels = within(series, labels, COUNTER_SERIES)
         series[labels] = series.get(labels, 0) + by
 
     def observe(self, name: str, labels: Labels, milliseconds: float) -> None:
@@ -108,10 +112,10 @@ class Metrics(Collector):
             counts[at] = counts.get(at, 0) + count
         found.sum += total
 
-    def _histogram(self, name: str, labels: Labels) -> _Histogram:
+    def _histogram(self, name: str, labels: Labels) -> Histogram:
         """A new one, or the one for all that come too late."""
         series = self._histograms[name]
-        return series.setdefault(_within(series, labels, _HISTOGRAM_SERIES), _Histogram({}))
+        return series.setdefault(within(series, labels, HISTOGRAM_SERIES), Histogram({}))
 
     def collect(self) -> Iterator[Metric]:
         """All families, those without a series as well. On the event loop."""
@@ -124,28 +128,21 @@ class Metrics(Collector):
     def prepare(self) -> Callable[[], list[Metric]]:
         """The same in two steps: on the event loop counts are copied, and what is returned, which takes
         longer by far, may run in a thread."""
-        read: dict[str, dict[Labels, float]] = {}
-        for source in self._sources:
-            for name, labels, value in source():
-                read.setdefault(name, {})[labels] = value
-        counted = {name: {**series, **read.pop(name, {})} for name, series in self._counters.items()}
-        observed = {
-            name: [(labels, found.cells.copy(), found.sum) for labels, found in series.items()]
+        counted = self.take()
+        return lambda: families(counted)
+
+    def take(self, *, but: Gauges | None = None) -> Counted:
+        """What there is now. The caller owns what it gets. `but`: one that is not asked."""
+        # First: whoever is asked may count what has come since.
+        read = [value for source in self._sources if source != but for value in source()]
+        counters = {name: series.copy() for name, series in self._counters.items()}
+        histograms = {
+            name: {labels: Histogram(found.cells.copy(), found.sum) for labels, found in series.items()}
             for name, series in self._histograms.items()
         }
-
-        def families() -> list[Metric]:
-            made: list[Metric] = []
-            for family in FAMILIES:
-                if family.kind == "histogram":
-                    made.append(_histogram(family, observed[family.name]))
-                elif family.kind == "gauge":
-                    made.append(_gauge(family, read.get(family.name, {})))
-                else:
-                    made.append(_counter(family, counted[family.name]))
-            return made
-
-        return families
+        counted = Counted(counters, histograms)
+        counted.put(read)
+        return counted
 
 
 class Exposition:
@@ -153,21 +150,37 @@ class Exposition:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._process = CollectorRegistry(auto_describe=False)
-        ProcessCollector(registry=self._process)
+        self._process = OwnProcess()
 
     def prepare(self, accept: str) -> Callable[[], tuple[bytes, str]]:
         """On the event loop: what is told is what was counted until now. The rest may run in a thread; it
         returns the text and its type. `accept`: the request's field."""
-        families = self._metrics.prepare()
-        encode, kind = form(accept)
+        counted = self._metrics.take()
+        return lambda: render(counted, self._process, (), accept)
 
-        def render() -> tuple[bytes, str]:
-            registry = CollectorRegistry(auto_describe=False)
-            registry.register(_Given([*families(), *self._process.collect()]))
-            return encode(registry), kind
 
-        return render
+def render(
+    counted: Counted, process: OwnProcess, others: Sequence[Process], accept: str
+) -> tuple[bytes, str]:
+    """The text of what was counted, in the form that is asked for, and its type. `others`: processes whose
+    figures belong to it, too."""
+    encode, kind = form(accept)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Given([*families(counted), *process.families(others)]))
+    return encode(registry), kind
+
+
+def families(counted: Counted) -> list[Metric]:
+    """All of them, those without a series as well."""
+    made: list[Metric] = []
+    for family in FAMILIES:
+        if family.kind == "histogram":
+            made.append(_histogram(family, counted.histograms.get(family.name, {})))
+        elif family.kind == "gauge":
+            made.append(_gauge(family, counted.gauges.get(family.name, {})))
+        else:
+            made.append(_counter(family, counted.counters.get(family.name, {})))
+    return made
 
 
 def form(accept: str) -> tuple[Encoder, str]:
@@ -190,13 +203,13 @@ class _Given(Collector):
         return self._families
 
 
-def _histogram(family: Family, series: Iterable[tuple[Labels, Cells, float]]) -> Metric:
+def _histogram(family: Family, series: Mapping[Labels, Histogram]) -> Metric:
     made = HistogramMetricFamily(family.name, family.help, labels=family.labels)
     edges = [_edge(edge) for edge in family.bounds]
-    for labels, cells, total in series:
-        counts = [float(count) for count in _cumulative(family, cells)]
-        every = float(sum(cells.values()))
-        made.add_metric(labels, [*zip(edges, counts, strict=True), ("+Inf", every)], total)
+    for labels, found in series.items():
+        counts = [float(count) for count in _cumulative(family, found.cells)]
+        every = float(sum(found.cells.values()))
+        made.add_metric(labels, [*zip(edges, counts, strict=True), ("+Inf", every)], found.sum)
     return made
 
 
@@ -224,10 +237,3 @@ def _cumulative(family: Family, cells: Cells) -> list[int]:
 
 def _edge(value: float) -> str:
     return repr(float(value))
-
-
-def _within(series: Mapping[Labels, Any], labels: Labels, most: int) -> Labels:
-    """The labels, unless there are too many series already."""
-    if labels in series or len(series) < most:
-        return labels
-    return tuple([OTHER] * len(labels))

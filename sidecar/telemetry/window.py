@@ -11,7 +11,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 SLOT = 10.0
 SPANS = {"1m": 6, "5m": 30, "60m": 360}
@@ -85,6 +85,15 @@ class Window:
         covered = (SPANS[name] - 1) * SLOT + now - self._slot
         return Reading(max(min(covered, now - self._began), 0.001), series)
 
+    def keep(self, which: Callable[[Key], bool], most: int) -> None:
+        """Forget all other series. There is room for `most` from now on."""
+        self._work_off()
+        slots: list[dict[Key, Any]] = [self._current, *self._closed, *self._running.values()]
+        for series in slots:
+            for key in [key for key in series if not which(key)]:
+                del series[key]
+        self._most = most
+
     def _room(self, key: Key) -> bool:
         """Whether a series can be told apart."""
         known = self._running[_LONGEST]
@@ -146,6 +155,17 @@ class Window:
         """A slot leaves a window."""
         # In front of what is due later: the next slot may leave only after this one.
         self._due.extendleft([partial(_take_off, running, key, packed) for key, packed in slot.items()])
+
+
+def add_up(readings: Iterable[Reading]) -> Reading:
+    """The same window of several processes, as one; they stay as they are."""
+    seconds = 0.001
+    series: dict[Key, Cells] = {}
+    for reading in readings:
+        seconds = max(seconds, reading.seconds)
+        for key, cells in reading.series.items():
+            merge(series.setdefault(key, {}), cells)
+    return Reading(seconds, series)
 
 
 def merge(into: Cells, more: Mapping[int, int]) -> None:

@@ -21,10 +21,13 @@ from sidecar.core.errors import UpstreamError
 from sidecar.core.types import Timings
 from sidecar.engine.source import Call, Origin
 from sidecar.upstream.exchange import Exchange
+from sidecar.upstream.handshake import Handshake
 
 IDLE = 30.0
 """Seconds an unused connection is kept: less than servers and load balancers usually keep theirs."""
 IDLE_PER_ORIGIN = 256
+_TURNS = 3
+"""Of the event loop, until connections that were aborted have let go of their descriptors."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -131,9 +134,8 @@ class Client:
             if connection is None:
                 connection = await self._connect(call.origin)
             timings.connected = time.perf_counter()
-            exchange = Exchange(
-                call, connection, self._loop, self._timeouts, self._limits.headers, self._release
-            )
+            made = Handshake if call.upgrade else Exchange
+            exchange = made(call, connection, self._loop, self._timeouts, self._limits.headers, self._release)
             connection.exchange = exchange
             self._running.add(exchange)
             if self._clock is None:
@@ -164,10 +166,7 @@ class Client:
         for timer in (self._sweeper, self._clock):
             if timer is not None:
                 timer.cancel()
-        for idle in self._idle.values():
-            for connection in idle:
-                connection.abort()
-        self._idle.clear()
+        self._drop_idle()
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -210,6 +209,24 @@ class Client:
 
     async def _connect(self, origin: Origin) -> Connection:
         """Raises UpstreamError; the detail names host and port, which are the operator's own."""
+        try:
+            return await self._dial(origin)
+        except UpstreamError as error:
+            if error.fault.kind != "overloaded" or not any(self._idle.values()):
+                raise
+        # No descriptor is free, and idle connections have some.
+        self._drop_idle()
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        return await self._dial(origin)
+
+    def _drop_idle(self) -> None:
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.abort()
+        self._idle.clear()
+
+    async def _dial(self, origin: Origin) -> Connection:
         where = f"{origin.host}:{origin.port}"
         try:
             async with asyncio.timeout(self._timeouts.connect):

@@ -23,7 +23,7 @@ from sidecar.upstream.upload import Upload
 if TYPE_CHECKING:
     from sidecar.upstream.client import Connection
 
-_REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+REASON = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _BETWEEN = 64 * 1024  # bytes of chunk headers, extensions and trailers without any body between them
 
 
@@ -40,8 +40,7 @@ class Exchange:
         release: Callable[..., None],
     ) -> None:
         self.head: Head
-        self.sent_at = 0.0
-        self.head_at = 0.0
+        self.sent_at = self.head_at = 0.0
         self.arrived = 0.0  # when the latest bytes came; 0 while not one has
         self._call = call
         self._connection: Connection | None = connection
@@ -54,12 +53,10 @@ class Exchange:
         self._headers: list[tuple[bytes, bytes]] = []
         self._overhead = 0  # bytes since the request, or since the last bytes of body, that were no body
         self._has_head = False
-        self._interim = False
-        self._chunked = False
+        self._interim = self._chunked = False
         self._framed = False
         """The answer says where it ends; otherwise it ends with the connection."""
-        self._done = False
-        self._excess = False
+        self._done = self._excess = False
         self._last = b"\r\n\r\n"
         """What the answer's last bytes on the wire are: of its head or last chunk, or of its body."""
         self._early: list[bytes] = []
@@ -156,8 +153,8 @@ class Exchange:
         assert parser is not None
         try:
             parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._fail(UpstreamError("upstream_protocol", "it switched protocols unasked"))
+        except httptools.HttpParserUpgrade as found:
+            self._switched(data[found.args[0] :])
         except httptools.HttpParserCallbackError as error:
             # Raised by our own callbacks: a verdict on the head, or a mistake of ours, which must show.
             self._fail(self._fault or error.__context__ or error)
@@ -182,6 +179,9 @@ class Exchange:
         when = "in the middle of its answer" if self._has_head else "before it answered"
         self._fail(UpstreamError("upstream_closed", f"it closed the connection {when}"))
 
+    def _switched(self, rest: bytes) -> None:
+        """What is left, and what follows, is no HTTP any more; see `Handshake`, who has asked for that."""
+
     # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
@@ -204,7 +204,7 @@ class Exchange:
         assert parser is not None
         status = parser.get_status_code()
         version = parser.get_http_version()
-        odd = status == 101 or version not in ("1.0", "1.1") or not _REASON.fullmatch(self._reason)
+        odd = status == 101 or version not in ("1.0", "1.1") or not REASON.fullmatch(self._reason)
         if odd or not 100 <= status <= 999:
             self._fault = UpstreamError("upstream_protocol", f"status {status} of HTTP/{version}")
             raise self._fault

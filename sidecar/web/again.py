@@ -23,6 +23,7 @@ from sidecar.core.lru import Lru
 from sidecar.core.types import Request
 from sidecar.engine.answers import Answers
 from sidecar.engine.pump import Keep, Live
+from sidecar.serving.clients import Client, Clients
 from sidecar.serving.front import Take
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ _TRACING = re.compile(
 class _Known(msgspec.Struct, frozen=True):
     """What there is to say to a request, apart from what changes."""
 
+    client: Client | None
+    """Whose it was, and is."""
+
     body: bytes
     """Of the entry that it was answered with; another entry under its key has another body."""
     keep: Keep
@@ -78,25 +82,39 @@ class Again:
         answers: Answers,
         secret: bytes,
         routed: frozenset[bytes],
+        clients: Clients | None,
         take: Take,
         on_fault: Callable[[BaseException], None],
     ) -> None:
-        """`routed`: header fields, in lower case, that choose an upstream. `take` gets the latency lines,
-        `on_fault` mistakes of our own."""
+        """`routed`: header fields, in lower case, that choose an upstream. `clients`: who may ask. `take`
+        gets the latency lines, `on_fault` mistakes of our own."""
         self._answers = answers
         self._secret = secret
         self._routed = routed
-        self._generation = 0
+        self._clients = clients
+        self._generation = (0, 0)
         self._take = take
         self._on_fault = on_fault
         self._known: Lru[_Known] = Lru(_ROOM)
         self._seen: Lru[bool] = Lru(_SEEN)
         """What was answered from memory once."""
+        self._since = 0.0
+        """When it was told to forget."""
+
+    def forget(self) -> None:
+        """Remember nothing, nor what is being answered now by what was known before."""
+        self._since = time.perf_counter()
+        self._known.clear()
+        self._seen.clear()
 
     def remember(self, visit: "Visit", reply: "Reply", line: Mapping[str, object]) -> None:
         """A request was answered from memory, and this was its line. What comes the second time is kept."""
         hit, whole = visit.hit, reply.request_bytes
+        if self._clients and visit.client is None:
+            return
         if hit is None or not whole or not reply.keep_alive or max(reply.sent, len(whole)) > _LONGEST:
+            return
+        if visit.trace.started <= self._since:
             return
         self._check_generation()
         name, _ = self._name(whole)
@@ -104,7 +122,7 @@ class Again:
             # Those that come in other bytes each time cost no more than this.
             self._seen.put(name, value=True, size=1)
             return
-        if not _is(whole, hit.request, hit.body):
+        if not _is(whole, visit.came or hit.request, hit.body):
             return
         if reply.sent != len(hit.entry.body) or line["outcome"] != "complete":
             return  # it has ids in it, or is not all of the answer
@@ -119,6 +137,7 @@ class Again:
         else:
             framed = body
         known = _Known(
+            client=visit.client,
             body=body,
             keep=hit.keep,
             wish=hit.wish,
@@ -153,6 +172,8 @@ class Again:
         if freshness(entry.known, known.wish, keep.terms, now) != "fresh":
             return False
         status = hit_status(entry.known, keep.terms, now)
+        if known.client is not None and not self._passes(known.client):
+            return False  # the long way tells why
         head = b"%b%b\r\nAge: %b\r\n" % (known.before, status, age(entry.known, now))
         transport.write(head + known.after)
         answers.count("hit_memory")
@@ -163,11 +184,16 @@ class Again:
         return True
 
     def _check_generation(self) -> None:
-        """After a purge nothing of what was there is to be found, here either."""
-        generation = self._answers.generation()
+        """After a purge nothing of what was there is to be found, here either; and who asks with the same
+        bytes may be somebody else once the clients are other ones."""
+        clients = self._clients.generation if self._clients is not None else 0
+        generation = (self._answers.generation(), clients)
         if generation != self._generation:
             self._generation = generation
             self._known.clear()
+
+    def _passes(self, client: Client) -> bool:
+        return self._clients is not None and self._clients.passes(client)
 
     def _name(self, data: bytes) -> tuple[bytes, bytes | None]:
         """What stands for a request, which itself holds a credential and a prompt, and is nobody's to keep;

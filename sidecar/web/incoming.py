@@ -5,6 +5,7 @@ looks at. `web.RequestHandler` itself uses the three methods at the end and noth
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aiohttp.abc import AbstractStreamWriter
@@ -12,8 +13,10 @@ from aiohttp.http_parser import RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from sidecar.core.types import Request
+from sidecar.engine.wire import Wire
 from sidecar.serving import intake
 from sidecar.serving.shell import Body
+from sidecar.web import tunnel
 from sidecar.web.body import receive
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ class Incoming:
         "_chunked",
         "_task",
         "content",
+        "handed",
         "http10",
         "keep_alive",
         "method",
@@ -55,6 +59,8 @@ class Incoming:
         self.keep_alive = not message.should_close
         self._chunked = message.chunked
         self.content = content
+        self.handed = False
+        """See `Arriving`."""
         self.protocol = protocol
         self.writer = writer
         self._task: asyncio.Task[None] | None = task
@@ -72,6 +78,11 @@ class Incoming:
     async def body(self, request: Request, *, keep: int) -> Body:
         """See `Arriving`."""
         return await receive(self, request, keep=keep, timeout=self.protocol.client_timeout)
+
+    @property
+    def switch(self) -> Callable[[], Wire] | None:
+        """See `Arriving`."""
+        return (lambda: tunnel.switch(self.protocol)) if tunnel.may_switch(self.protocol) else None
 
     @property
     def transport(self) -> asyncio.Transport | None:

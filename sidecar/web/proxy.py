@@ -11,6 +11,7 @@ from sidecar.core.latency import NOTHING, Trace, record
 from sidecar.serving.errors import error_parts, reason
 from sidecar.serving.front import Front, Line, Take
 from sidecar.serving.visit import Visit, heard
+from sidecar.web import tunnel
 from sidecar.web.again import Again
 from sidecar.web.incoming import Incoming
 from sidecar.web.reply import Reply, Sent
@@ -31,16 +32,24 @@ class Proxy:
     def again(self, protocol: Protocol, data: bytes) -> bool:
         """Answer a request that has come before in the same bytes; returns whether that could be done."""
         limits, front = self._config.limits, self._front
-        if front.draining or front.active >= limits.requests or data.find(b"\r\n\r\n") > limits.headers:
+        if front.ending or front.active >= limits.requests or data.find(b"\r\n\r\n") > limits.headers:
             return False
         return self._again.serve(protocol, data)
 
     async def handle(self, raw: Incoming) -> Sent:
         """Serve one request to its end."""
         reply = Reply(raw, self._config.timeouts.client)
-        await self._front.handle(Visit(raw.method, reply), raw)
+        try:
+            await self._front.handle(Visit(raw.method, reply), raw)
+        finally:
+            tunnel.forget(raw.protocol)
         raw.protocol.answered = reply.keep_alive
         return Sent(keep_alive=reply.keep_alive)
+
+    async def handle_handed(self, raw: Incoming) -> Sent:
+        """The same of one that another worker has handed over."""
+        raw.handed = True
+        return await self.handle(raw)
 
     def refuse(self, raw: Incoming, error: RefusedError) -> Sent:
         """Answer a request that could not be read."""
@@ -52,10 +61,13 @@ class Proxy:
 
     def reject(self, transport: asyncio.Transport, error: RefusedError) -> None:
         """Answer a connection that has not brought a whole request head."""
+        transport.write(self.rejection(error))
+
+    def rejection(self, error: RefusedError) -> bytes:
+        """The whole answer for such a connection; its line is written now."""
         body, fields = error_parts(error.fault)
         status = status_of(error.fault)
         start = b"HTTP/1.1 %d %b" % (status, reason(error.fault))
-        transport.write(render(start, [*fields, (b"Connection", b"close")]) + body)
         trace = Trace.begin("")
         trace.outcome, trace.error, trace.status = (
             outcome_of(error.fault),
@@ -63,6 +75,7 @@ class Proxy:
             status,
         )
         self._take(record(trace, heard(None, len(body)), time.perf_counter()), NOTHING)
+        return render(start, [*fields, (b"Connection", b"close")]) + body
 
     def _remember(self, visit: Visit, line: Line) -> None:
         self._again.remember(visit, cast("Reply", visit.reply), line)

@@ -14,6 +14,7 @@ from sidecar.serving.shell import ClientGoneError
 from sidecar.web.incoming import Incoming
 
 _RESET = struct.pack("ii", 1, 0)
+_LOOK = 0.02
 _END = b"0\r\n\r\n"
 
 
@@ -160,8 +161,17 @@ class Reply:
                 connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         if reset:
             transport.abort()
+        elif self._to_close and transport.get_extra_info("ssl_object") is not None:
+            # Closing it would say in TLS's own words that nothing is missing. aiohttp would close it, too.
+            self._raw.protocol.transport = None
+            abort_within(transport, self._timeout)
         else:
             close_within(transport, self._timeout)
+
+    def cut_to_close(self) -> None:
+        """The same of a body that ends with the connection, and was written past this object."""
+        self._to_close = True
+        self.cut()
 
     @property
     def _transport(self) -> asyncio.Transport:
@@ -183,6 +193,22 @@ def close_within(transport: asyncio.Transport, timeout: float) -> None:
     transport.close()
     if waiting:
         asyncio.get_running_loop().call_later(timeout, transport.abort)
+
+
+def abort_within(transport: asyncio.Transport, timeout: float) -> None:
+    """Abort a TLS connection once what was written has gone to the kernel; a client that takes nothing gets
+    `timeout` seconds."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
+
+    def look() -> None:
+        if transport.get_write_buffer_size() and loop.time() < end and not transport.is_closing():
+            loop.call_later(_LOOK, look)
+        else:
+            transport.abort()
+
+    # What is not in that buffer any more is written by the loop before it looks at its clock again.
+    loop.call_later(_LOOK, look)
 
 
 class Sent:

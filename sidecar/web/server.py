@@ -21,7 +21,6 @@ from sidecar.web.reply import Sent, close_within
 
 KEEP_ALIVE = 75.0
 """Seconds an idle client connection is kept."""
-
 LINGERING = 32
 """Refused connections that may wait for their client to read why."""
 LINGER = 2.0
@@ -56,7 +55,7 @@ class Protocol(web.RequestHandler):
     def __init__(self, server: "Server", **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._server = server
-        self._seen = 0
+        self._seen = self._body_bytes = 0
         self._partial = b""
         """What came of a head that is not complete."""
         self._aligned = False
@@ -69,7 +68,6 @@ class Protocol(web.RequestHandler):
         self._rejected = False
         self._counted = False
         """Whether it takes one of the places that `limits.connections` gives."""
-        self._body_bytes = 0
         self._between = 0
         """Bytes since the latest bytes of a body that were none."""
         self.tail = b""
@@ -102,6 +100,9 @@ class Protocol(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         if self._rejected:
+            return
+        if self._upgraded:
+            super().data_received(data)  # nothing behind a request to leave HTTP is one; see `web.tunnel`
             return
         waits = self._waiter is not None and not self._waiter.done()
         # aiohttp's task may have a step to go after the answer is out.
@@ -145,13 +146,12 @@ class Protocol(web.RequestHandler):
 
     def _count_body(self, came: int) -> None:
         """Bound what is no body in it: the parser keeps extensions and trailers of a chunked one."""
+        most = self._server.limits.headers
         body_bytes = self.incoming.content.total_bytes if self.incoming is not None else 0
         self._between += came
         if body_bytes != self._body_bytes:
             self._body_bytes, self._between = body_bytes, 0
-        elif (
-            self._between > self._server.limits.headers and self.transport is not None and not self._messages
-        ):
+        elif self._between > most and self.transport is not None and not self._messages:
             self._break_bodies()
             self.transport.close()
 

@@ -1,9 +1,10 @@
 """The running sidecar: listen, serve, drain, stop."""
 
 import asyncio
+import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,17 +14,27 @@ from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.config import Config
+from sidecar.core.errors import RefusedError
 from sidecar.serving.assembly import Assembly, Stores
 from sidecar.serving.front import Line
+from sidecar.serving.machine import Memory
+from sidecar.serving.relief import watch
+from sidecar.serving.watermark import Watch
 from sidecar.web.admin.entries import Entries
+from sidecar.web.admin.private import Private
 from sidecar.web.admin.server import Admin
+from sidecar.web.admin.stored import Stored
 from sidecar.web.again import Again
+from sidecar.web.descriptors import clients_for
+from sidecar.web.handed import Handed
+from sidecar.web.handover import Handover, Place
+from sidecar.web.leave import leave
+from sidecar.web.listen import BACKLOG, Listener
 from sidecar.web.proxy import Proxy
 from sidecar.web.server import Server
+from sidecar.web.tls import HANDSHAKE, of
 
-_SPARE = 128
-"""Descriptors for all that is no client of the proxy: log, data folder, libraries, the admin port. Where
-there are few, half of them."""
+_NO_DESCRIPTOR = "no file descriptor is free; raise LimitNOFILE"
 
 
 class AdminPort(msgspec.Struct, frozen=True):
@@ -33,6 +44,12 @@ class AdminPort(msgspec.Struct, frozen=True):
     """The data folder; None where there is none."""
     moves: bool = False
     """Whether it takes a free port when the configured one is taken."""
+
+    def beside(self, config: Config) -> Config:
+        """The configuration for it: what was given to the proxy it only had by default."""
+        if not self.moves or config.admin.port != config.server.port:
+            return config
+        return replace(config, admin=replace(config.admin, port=0))
 
 
 class AdminPortError(Exception):
@@ -53,23 +70,51 @@ class Service:
         *,
         dropped: Callable[[], int] = lambda: 0,
         admin: AdminPort | None = None,
+        sockets: Sequence[socket.socket] = (),
+        lasting: bool = True,
+        place: Place | None = None,
     ) -> None:
-        """As `Assembly`. `admin`: there is an admin port, too. Raises ConfigError."""
+        """As `Assembly`. `admin`: there is an admin port, too. `sockets`: what to listen on instead of the
+        configured address. `lasting`: somebody else holds them, too, and goes on when this one stops.
+        `place`: it is one of several workers, and what an admin port would show is for its supervisor. Raises
+        ConfigError."""
         self._config = config
-        self.assembly = made = Assembly(config, secret, log, lines, stores, tls=tls, dropped=dropped)
-        again = Again(made.answers, secret, made.backend.routes.headers, made.meter.take, made.on_fault)
+        self.tls = of(config)
+        handover = Handover(place, config.timeouts.client) if place is not None else None
+        self.assembly = made = Assembly(
+            config,
+            secret,
+            log,
+            lines,
+            stores,
+            tls=tls,
+            dropped=dropped,
+            siblings=handover,
+            shares=place.shares if place is not None else None,
+        )
+        routed = made.backend.routes.headers
+        self._again = again = Again(
+            made.answers, secret, routed, made.front.clients, made.meter.take, made.on_fault
+        )
         self._proxy = Proxy(config, made.front, again, made.meter.take)
+        self._handed = Handed(config, place, self._proxy, made.on_fault) if place is not None else None
         self._admin = admin
+        self._place = place
+        self._private: Private | None = None
         self.admin: Admin | None = None
         if admin is not None:
             entries = Entries(made.cache, config, admin.folder, made.on_fault)
             made.settle = entries.settled
-            given = config
-            if admin.moves and config.admin.port == config.server.port:
-                # It was given to the proxy; this one only has it by default.
-                given = replace(config, admin=replace(config.admin, port=0))
-            self.admin = Admin(given, made.board, entries, log, made.on_fault)
-        self._listener: asyncio.Server | None = None
+            if place is None:
+                self.admin = Admin(admin.beside(config), made.board, Stored(entries, log), log, made.on_fault)
+            else:
+                self._private = Private(config, made.board, entries, log, made.on_fault)
+        self._sockets = sockets
+        self._lasting = lasting and bool(sockets)
+        self._listeners: list[Listener] = []
+        self._log = log
+        self._memory: Memory | None = None
+        self._watch: Watch | None = None
         self._server: Server | None = None
         self.url = ""
         """Where it listens; known once started."""
@@ -116,29 +161,82 @@ class Service:
             limits=config.limits,
             most=min(config.limits.connections, _connections_possible()),
         )
-        self._listener = await asyncio.get_running_loop().create_server(
-            self._server, config.server.host, config.server.port, backlog=1024, start_serving=False
-        )
+        await self._listen(self._server)
         await self.assembly.start()
-        await self._listener.start_serving()
-        address = self._listener.sockets[0].getsockname()
+        if self._handed is not None:
+            await self._handed.start()
+        if self._private is not None and self._place is not None:
+            await self._private.start(self._place.figures)
+        self._memory = Memory()
+        self._watch = watch(config, self.assembly, self._log, self._memory, [self._again.forget])
+        self.assembly.board.memory = self._watch
+        for listener in self._listeners:
+            await listener.start_serving()
+        self._watch.start()
+        address = self._listeners[0].sockets[0].getsockname()
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
-        self.url = f"http://{host}:{address[1]}"
+        self.url = f"{'https' if self.tls is not None else 'http'}://{host}:{address[1]}"
+
+    async def _listen(self, server: Server) -> None:
+        listen = asyncio.get_running_loop().create_server
+        bound = [
+            await listen(server, sock=given, backlog=BACKLOG, start_serving=False) for given in self._sockets
+        ]
+        if not self._sockets:
+            host, port = self._config.server.host, self._config.server.port
+            bound.append(await listen(server, host, port, backlog=BACKLOG, start_serving=False))
+        self._listeners = [
+            Listener(
+                one,
+                server,
+                refusal=lambda: self._proxy.rejection(RefusedError("overloaded", _NO_DESCRIPTOR)),
+                exhausted=self._exhausted,
+                tls=self.tls.context if self.tls is not None else None,
+                handshake=min(HANDSHAKE, self._config.timeouts.client),
+                farewell=self._config.timeouts.client,
+            )
+            for one in bound
+        ]
+
+    def _exhausted(self) -> None:
+        if self._watch is not None:
+            self._watch.no_descriptor()
+
+    def reload(self, config: Config) -> None:
+        """Go by that configuration from now on, as far as it can be changed. Raises ConfigError, and has
+        changed nothing then."""
+        if self.tls is not None:
+            self.tls.check(config)
+        self.assembly.reload(config)
+        if self.tls is not None:
+            self.tls.reload(config)
+        self._again.forget()
 
     async def stop(self, grace: float) -> bool:
         """Drain for at most `grace` seconds, then end what is left with an error the client can see.
 
-        While it drains the port stays open, so that health checks learn of it; new requests get 503.
+        While it drains the port stays open, so that health checks learn of it; new requests get 503. But
+        what somebody else listens on, too, is left at once: who comes now waits for the successor.
         Returns whether everything had ended by itself.
         """
+        if self._lasting and self._server is not None:
+            await leave(self._listeners, self._server, self.assembly.front, grace)
         clean = await self.assembly.drain(grace)
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
         if self._server is not None:
             await self._server.shutdown(0.1)
-        if self._listener is not None:
-            await self._listener.wait_closed()
+        for listener in self._listeners:
+            await listener.wait_closed()
+        if self._handed is not None:
+            await self._handed.stop()
+        if self._private is not None:
+            await self._private.stop()
         self.assembly.close()
+        if self._watch is not None:
+            self._watch.stop()
+        if self._memory is not None:
+            self._memory.close()
         if self.admin is not None:
             await self.admin.stop()
         return clean
@@ -157,4 +255,4 @@ def _connections_possible() -> int:
     if soft != hard and hard != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
-    return 1 << 30 if soft == resource.RLIM_INFINITY else max((soft - min(_SPARE, soft // 2)) // 2, 1)
+    return 1 << 30 if soft == resource.RLIM_INFINITY else clients_for(soft)

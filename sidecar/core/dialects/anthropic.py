@@ -20,6 +20,7 @@ _DELTAS: dict[str, DeltaKind] = {
     "thinking_delta": "reasoning",
     "input_json_delta": "tool",
 }
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class Messages(Dialect):
@@ -93,7 +94,7 @@ class Messages(Dialect):
             facts.input_tokens = facts.fresh_input_tokens + cached
 
     def error_body(self, fault: Fault, status: int) -> bytes:
-        kind = "api_error" if status >= 500 else "invalid_request_error"
+        kind = _KINDS.get(status, "api_error" if status >= 500 else "invalid_request_error")
         return dumps({"type": "error", "error": {"type": kind, "message": sentence(fault)}})
 
     def error_frame(self, fault: Fault, status: int, upstream: bytes | None = None) -> bytes:

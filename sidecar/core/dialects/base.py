@@ -21,6 +21,7 @@ Path = tuple[str | int, ...]
 
 Framing = Literal["sse", "ndjson", "array"]
 
+_ERRORS = {429: "rate_limit_error"}
 _MOST_TOKENS = 1 << 32
 """More than any model says; what is larger is a lie, and sums of it would not fit anywhere."""
 
@@ -172,7 +173,8 @@ def error_name(error: object) -> str:
 
 def openai_error(fault: Fault, status: int) -> Json:
     """`{"error": {...}}` with the four fields OpenAI's SDKs read."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
+    # Told apart by their status; the types are those that OpenAI gives.
+    kind = "server_error" if status >= 500 else _ERRORS.get(status, "invalid_request_error")
     return {
         "error": {
             "message": sentence(fault),

@@ -24,6 +24,8 @@ SAFE: Fields = (
 )
 """Fields of every answer."""
 NEVER_KEPT: Fields = ((b"Cache-Control", b"no-store"),)
+_LATER = (429, 503)
+"""Whoever gets one of these may come back."""
 ASKED_AGAIN: Fields = ((b"Cache-Control", b"no-cache"),)
 
 
@@ -38,8 +40,10 @@ class Answer(NamedTuple):
     @property
     def fields(self) -> Fields:
         """All of its header fields."""
-        length = (b"Content-Length", b"%d" % len(self.body))
-        return ((b"Content-Type", self.kind), length, *self.more, *SAFE)
+        fields = ((b"Content-Type", self.kind), (b"Content-Length", b"%d" % len(self.body)), *self.more)
+        if self.status in _LATER and not any(name == b"Retry-After" for name, _ in self.more):
+            fields += ((b"Retry-After", b"1"),)
+        return (*fields, *SAFE)
 
     @property
     def phrase(self) -> bytes:

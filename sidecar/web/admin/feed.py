@@ -11,7 +11,7 @@ from collections.abc import Callable
 import orjson
 
 from sidecar.core.events import event
-from sidecar.serving.board import Board
+from sidecar.web.admin.overview import ACTIVE, LINES, Overview
 from sidecar.web.admin.shared import Shared
 from sidecar.web.reply import Reply
 
@@ -26,7 +26,7 @@ _SHOWN = 50
 class Feed:
     """All listeners of one process."""
 
-    def __init__(self, board: Board, shared: Shared) -> None:
+    def __init__(self, board: Overview, shared: Shared) -> None:
         self._board = board
         self._shared = shared
         self._next = asyncio.Event()
@@ -77,7 +77,7 @@ class Feed:
 class _Made:
     """What is told between one tick and the next; each part is made when it is asked for first."""
 
-    def __init__(self, board: Board, shared: Shared) -> None:
+    def __init__(self, board: Overview, shared: Shared) -> None:
         self._board = board
         self._shared = shared
         self._stats: dict[str, asyncio.Future[orjson.Fragment]] = {}
@@ -87,6 +87,7 @@ class _Made:
 
     async def tick(self, window: str, mark: int) -> tuple[int, bytes]:
         """The next mark of a listener, and its event."""
+        await self._board.refresh(window, ACTIVE, LINES)
         if window not in self._stats:
             self._stats[window] = self._shared.ask((window,), lambda: self._figures(window), remembered=False)
         # Whoever leaves takes it from nobody.

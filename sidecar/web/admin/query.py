@@ -3,6 +3,7 @@ everything."""
 
 from urllib.parse import parse_qsl
 
+from sidecar.serving.snapshot import Wanted
 from sidecar.stores.listing import Filter
 from sidecar.web.admin.answer import ProblemError
 
@@ -41,6 +42,19 @@ def purged(query: str) -> Filter | None:
         # It is most likely a variable that is not set, and what is left of the filter would take more.
         raise _refused("expected a value for each name")
     return _filter(found) if found else None
+
+
+def snapshot(query: str) -> Wanted:
+    """What a supervisor wants to know. Raises ProblemError."""
+    found = _read(query, "counters", "windows", "active", "since")
+    windows = found["windows"].split(",") if "windows" in found else []
+    numbers = [*found.get("since", "0,0").split(","), found.get("active", "0"), found.get("counters", "0")]
+    digits = all(text.isascii() and text.isdigit() and len(text) <= 20 for text in numbers)
+    if not set(windows) <= set(WINDOWS) or len(numbers) != 4 or not digits:
+        raise _refused("expected what `Wanted` writes")
+    taken, failed, active, counters = map(int, numbers)
+    since = (taken, failed) if "since" in found else None
+    return Wanted(bool(counters), tuple(windows), min(active, _MOST), since)
 
 
 def _read(query: str, *known: str) -> dict[str, str]:
