@@ -188,8 +188,8 @@ async def provider() -> AsyncIterator[ScriptedProvider]:
 async def start_sidecar(shell: str) -> AsyncIterator[StartSidecar]:
     """`await start_sidecar(upstream_url, keepalive__interval=0.05, ...)`; stopped after the test, which
     fails if the sidecar logged a fault of its own. `folder`: where it keeps jobs and answers. `parts`: what
-    answers to other questions are found with. `admin`: with an admin port, at `service.admin.url`. Answers are
-    stored only where a test says for how long: the others send the same request again and again."""
+    answers to other questions are found with. `admin`: with an admin port, at `service.admin.url`. `place`:
+    it is one of several workers. Answers are stored only where a test says for how long: the others send the same request again and again."""
     running: list[Sidecar] = []
 
     async def start(
@@ -201,6 +201,7 @@ async def start_sidecar(shell: str) -> AsyncIterator[StartSidecar]:
         parts: Any = None,
         jobs: bool = True,
         admin: bool = False,
+        place: Any = None,
         **keys: Any,
     ) -> Sidecar:
         flags = {"cache.ttl": 0} | {key.replace("__", "."): value for key, value in keys.items()}
@@ -211,7 +212,8 @@ async def start_sidecar(shell: str) -> AsyncIterator[StartSidecar]:
         store = JobStore.open(folder) if folder is not None and jobs else None
         size = config.cache.size
         answers = (lambda: DiskStore.open(folder / "answers", size)) if folder is not None else None
-        more = {"admin": AdminPort(folder)} if admin else {}
+        more: dict[str, Any] = {"admin": AdminPort(folder)} if admin else {}
+        more |= {"place": place} if place is not None else {}
         service = SHELLS[shell](
             config,
             b"s" * 32,

@@ -285,7 +285,7 @@ async def test_a_disk_that_hangs_keeps_only_those_who_ask_for_it(begin, monkeypa
     monkeypatch.setattr(DiskStore, "stats", hang)
     asked = [asyncio.create_task(port.ask("/cache")) for _ in range(entries._WAITING)]
     await eventually(
-        lambda: port.admin._entries._given == entries._WAITING and entered.is_set(),
+        lambda: port.admin._cache._entries._given == entries._WAITING and entered.is_set(),
         lambda: "they do not wait",
     )
     refused = await port.ask("/cache")
@@ -396,7 +396,7 @@ async def test_while_the_store_is_being_opened_nothing_is_claimed(begin, tmp_pat
 
     faults = []
     cache = ExactCache(1 << 20, faults.append, faults.append, opening=True)
-    port.admin._entries._cache = cache
+    port.admin._cache._entries._cache = cache
     opening = asyncio.create_task(cache.open(opener))
     for method, fields in (("GET", []), ("DELETE", [BEARER])):
         answer = await port.ask("/cache?model=n" if method == "GET" else "/cache?all=1", method, fields)
@@ -417,7 +417,7 @@ async def test_a_store_that_cannot_be_opened_is_not_waited_for(begin):
         raise OSError("no")
 
     cache = ExactCache(1 << 20, print, print, opening=True)
-    port.admin._entries._cache = cache
+    port.admin._cache._entries._cache = cache
     with pytest.raises(OSError, match="no"):
         await cache.open(opener)
     assert await keys_listed(port) == []
@@ -429,7 +429,7 @@ async def test_those_who_leave_make_no_room_and_no_work(begin, gate):
     """Until the thread has got to what they asked for: it would be done for nobody."""
     opened, entered, seen = gate
     port = await begin()
-    held = port.admin._entries
+    held = port.admin._cache._entries
     asked = [asyncio.create_task(held.listing(Filter(), 1)) for _ in range(entries._WAITING)]
     await eventually(entered.is_set, lambda: "nobody looks")
     for task in asked:
@@ -482,7 +482,7 @@ async def test_before_the_store_is_closed_a_purge_comes_to_its_end(begin, gate):
     opened, entered, _ = gate
     port = await begin()
     await ask(port)
-    held = port.admin._entries
+    held = port.admin._cache._entries
     purging = asyncio.create_task(port.delete("/cache?all=1"))
     await eventually(entered.is_set, lambda: "it does not purge")
     await held.settled(0.0)  # no longer than it was told

@@ -14,9 +14,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain
 
 from sidecar import tables
-from sidecar.web.admin import files, server
+from sidecar.web.admin import answering, files, server
 from sidecar.web.admin.entries import Entries
 from sidecar.web.admin.server import Admin
+from sidecar.web.admin.stored import Stored
 from tests.admin.conftest import ASK, BEARER, DIGEST, TOKEN, problem
 from tests.faults.conftest import descriptors, eventually
 from tests.faults.wire import CHAT, GUARD, LAST, chunk, head, request
@@ -312,8 +313,8 @@ async def test_no_place_is_kept_for_probes_and_for_who_has_no_business_here(
 
 async def test_idle_connections_do_not_take_health_away(start, monkeypatch):
     """As many as there may be at once, some that have asked and some that never do."""
-    assert server.KEEP_ALIVE <= 5
-    monkeypatch.setattr(server, "KEEP_ALIVE", 0.5)
+    assert answering.KEEP_ALIVE <= 5
+    monkeypatch.setattr(answering, "KEEP_ALIVE", 0.5)
     port = await start()
     for number in range(server._MOST):
         client = await port.open()
@@ -507,7 +508,7 @@ async def another(first, **admin):
     made = service.assembly
     config = msgspec.structs.replace(service._config, admin=tables.Admin(**admin))
     entries = Entries(made.cache, config, None, made.on_fault)
-    second = Admin(config, made.board, entries, made._log, made.on_fault)
+    second = Admin(config, made.board, Stored(entries, made._log), made._log, made.on_fault)
     try:
         yield second
     finally:

@@ -509,3 +509,16 @@ async def test_lines_of_a_real_sidecar_are_read(provider, start_sidecar, told):
     }
     for one in shown.values():
         assert sum(piece["ms"] for piece in one["pieces"]) == pytest.approx(one["total_ms"], abs=0.01)
+
+
+def test_how_long_a_websocket_was_open_is_no_latency(told):
+    sockets = [
+        request(number, ttft=None, total=3_600_000.0, status=101, ttfb_ms=20.0, **more)
+        for number, more in enumerate([{}, {"outcome": "truncated", "error": "upstream_closed"}])
+    ]
+    found = told([line(row) for row in [*sockets, request(2)]])
+    total = found["total"]
+    assert (total["requests"], total["failed"]) == (3, 1)
+    assert (total["total_ms"]["count"], total["ttfb_ms"]["count"]) == (1, 3)
+    assert total["total_ms"]["p99"] < 2100
+    assert [one["status"] for one in found["slowest"]] == [200]

@@ -82,7 +82,8 @@ def banner(running):
     return shown
 
 
-def test_an_open_port_is_warned_of_and_shown_as_an_address_to_call():
+def test_an_open_port_is_warned_of_and_shown_as_an_address_to_call(monkeypatch):
+    monkeypatch.setenv("SLIPSTREAM_SERVER__ALLOW_PUBLIC", "true")
     with process(*SERVE, "--host", "0.0.0.0", "--log-format", "console") as running:
         shown = banner(running)
         url = next(line for line in shown if "listens on" in line).split()[-1]

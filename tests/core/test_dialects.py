@@ -110,16 +110,19 @@ def test_telemetry_and_inserts(dialect):
 
 def openai_error(fault, status):
     kind = "server_error" if status >= 500 else "invalid_request_error"
+    kind = "rate_limit_error" if status == 429 else kind
     return {"error": {"message": sentence(fault), "type": kind, "param": None, "code": fault.kind}}
 
 
 def anthropic_error(fault, status):
-    kind = "api_error" if status >= 500 else "invalid_request_error"
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "api_error" if status >= 500 else "invalid_request_error")
     return {"type": "error", "error": {"type": kind, "message": sentence(fault)}}
 
 
 def gemini_error(fault, status):
     names = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 503: "UNAVAILABLE", 504: "DEADLINE_EXCEEDED"}
+    names |= {401: "UNAUTHENTICATED", 403: "PERMISSION_DENIED", 429: "RESOURCE_EXHAUSTED"}
     name = names.get(status, "UNAVAILABLE" if status >= 500 else "FAILED_PRECONDITION")
     return {"error": {"code": status, "message": sentence(fault), "status": name}}
 

@@ -74,6 +74,7 @@ FULL = {
     "stream": True,
     "status": 200,
     "outcome": "truncated",
+    "close_code": None,
     "cache": "off",
     "cache_kind": None,
     "similarity": None,

@@ -12,12 +12,13 @@ from sidecar.core.types import Fault
 from sidecar.engine.answers import Answers
 from sidecar.engine.hub import Hub
 from sidecar.engine.shelf import Shelf
-from sidecar.serving import backend as serving
 from sidecar.serving.asks import Asks
 from sidecar.serving.calls import Calls
 from sidecar.serving.follow import Follow
 from sidecar.serving.front import Front
+from sidecar.serving.inbound import Inbound
 from sidecar.serving.routes import Routes
+from sidecar.serving.siblings import Alone, Handing
 from sidecar.web.again import Again
 from sidecar.web.incoming import Incoming
 from sidecar.web.proxy import Proxy
@@ -32,6 +33,7 @@ class Client:
     """A connection with one request on it, as `web.incoming.Incoming` shows it, and what came back."""
 
     root = ""
+    handed = False
     raised = False
     head, body = Incoming.head, Incoming.body
 
@@ -45,7 +47,9 @@ class Client:
             is_eof=lambda: True, exception=lambda: None, total_bytes=len(BODY), read_nowait=lambda: BODY
         )
         self.transport = self
-        self.protocol = SimpleNamespace(writing_paused=False, transport=self, client_timeout=60.0)
+        self.protocol = SimpleNamespace(
+            writing_paused=False, transport=self, client_timeout=60.0, _upgraded=False
+        )
         self.written = self.whole = b""
         self.closed = False
         self.task: asyncio.Task | None = None
@@ -128,12 +132,15 @@ class Stage:
         # No answer outlives its call, so nothing is looked up in a thread: this clock knows no threads.
         cache = ExactCache(0, self.faults.append, self.faults.append)
         answers = Answers(cache, self.hub, fresh_ids=False, paced=False)
-        upstreams = serving.Upstreams(Routes(config), self.hub.start, b"s" * 32, config.limits.headers)
+        upstreams = Inbound(config, b"s" * 32).upstreams(Routes(config), self.hub.start)
         asks = Asks(config, upstreams, b"s" * 32, answers.count)
         follow = Follow(config, self.hub, b"s" * 32)
         calls = Calls(config, asks, self.hub, follow, answers)
-        self.front = Front(config, upstreams, calls, None, None, self.take, self.faults.append)
-        again = Again(answers, b"s" * 32, frozenset(), self.take, self.faults.append)
+        handing = Handing(Alone(), b"s" * 32)
+        self.front = Front(
+            config, upstreams, calls, None, None, handing, None, None, self.take, self.faults.append
+        )
+        again = Again(answers, b"s" * 32, frozenset(), None, self.take, self.faults.append)
         self.proxy = Proxy(config, self.front, again, self.take)
         self.clients: list[Client] = []
 
