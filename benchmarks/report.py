@@ -96,7 +96,7 @@ def table(rows: list[Row]) -> str:
         for row in rows
         if row.base == "nginx"
     ]
-    return _aligned(lines, "<>>>>><<")
+    return aligned(lines, "<>>>>><<")
 
 
 def own_table(rows: list[Row]) -> str:
@@ -115,10 +115,10 @@ def own_table(rows: list[Row]) -> str:
         for row in rows
         if row.base != "nginx"
     ]
-    return _aligned(lines, "<>><><<")
+    return aligned(lines, "<>><><<")
 
 
-def _aligned(lines: list[list[str]], sides: str) -> str:
+def aligned(lines: list[list[str]], sides: str) -> str:
     if len(lines) == 1:
         return ""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
