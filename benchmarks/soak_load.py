@@ -16,7 +16,10 @@ from typing import Literal
 
 import msgspec
 import uvloop
+from websockets.exceptions import WebSocketException
 
+from benchmarks import soak_websocket
+from benchmarks.soak_judge import due, overdue
 from benchmarks.soak_words import IDS, KEEPALIVE, PATH, Spec, ask, bare, events, whole
 
 HOST = "127.0.0.1"
@@ -24,6 +27,20 @@ _PATIENCE = 30.0
 """Seconds for one thing that a client does."""
 _TOLD = 5.0
 _NOW = struct.pack("ii", 1, 0)
+WEIGHTS = {
+    "stream": 20,
+    "left": 20,
+    "resumed": 12,
+    "again": 15,
+    "whole": 10,
+    "slow": 4,
+    "job": 6,
+    "broken": 5,
+    "refused": 5,
+    "unfinished": 3,
+    "websocket": 6,
+}
+"""What clients do (`Churn` has a method for each), by how often they do it."""
 
 
 class Job(msgspec.Struct):
@@ -49,6 +66,8 @@ class Told(msgspec.Struct):
     """What the first failures were."""
     late: dict[str, float] = {}
     """Seconds by which keepalives were late, by percentile; the last time only."""
+    starved: int = 0
+    """Streams that had fewer keepalives than were due; the last time only."""
     lag: float = 0.0
     """Seconds by which this process's own timers were late, 99 of 100."""
     last: bool = False
@@ -97,7 +116,10 @@ class Idle(asyncio.Protocol):
 
     def __init__(self, lot: "Lot") -> None:
         self._lot = lot
-        self._last = 0.0
+        self.head = 0.0
+        """When its head came; 0 if it did not."""
+        self.last = 0.0
+        self.keepalives = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -105,17 +127,18 @@ class Idle(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
-        if not self._last:
+        if not self.head:
             if not data.startswith(b"HTTP/1.1 200"):
                 self._lot.lost(data[:80].decode("latin-1"))
                 return
             self._lot.open += 1
+            self.head = now
         elif data.count(KEEPALIVE) == 1:
-            # From the second one on: the first waits from the event before it.
-            self._lot.late.append(now - self._last - self._lot.interval)
+            self._lot.late.append(now - self.last - self._lot.interval)
+            self.keepalives += 1
         elif KEEPALIVE in data:
             self._lot.lost("two keepalives at once")
-        self._last = now
+        self.last = now
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._lot.closing:
@@ -153,11 +176,18 @@ async def idle(job: Job) -> None:
             told = time.perf_counter()
             tell(Told(lot.open, {"keepalives": len(lot.late)}, dict(lot.failed)))
     lot.closing = True
+    end = time.perf_counter()
     for one in made:
         one.close()
     done = {"streams": lot.open, "keepalives": len(lot.late)}
-    late = {name: percentile(lot.late, share) for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1))}
-    tell(Told(lot.open, done, dict(lot.failed), list(lot.failed)[:5], late, lag.stop(), last=True))
+    headed = [one for one in made if one.head]
+    starved = sum(one.keepalives < due(one.head, end, job.interval) for one in headed)
+    # A stream that gets none is late as well.
+    lot.late += [more for one in headed if (more := overdue(one.last, end, job.interval)) is not None]
+    shares = (("min", 0), ("p50", 0.5), ("p99", 0.99), ("max", 1))
+    late = {name: percentile(lot.late, share) for name, share in shares}
+    failed = dict(lot.failed)
+    tell(Told(lot.open, done, failed, list(failed)[:5], late, starved, lag.stop(), last=True))
 
 
 # Clients that do whatever clients do.
@@ -238,21 +268,9 @@ class Churn:
 
     def choose(self) -> tuple[str, Callable[[], Awaitable[None]]]:
         """Something to do, by how often clients do it."""
-        ways: dict[str, tuple[int, Callable[[], Awaitable[None]]]] = {
-            "stream": (20, self.stream),
-            "left": (20, self.left),
-            "resumed": (12, self.resumed),
-            "again": (15, self.again),
-            "whole": (10, self.whole),
-            "slow": (4, self.slow),
-            "job": (6, self.job),
-            "broken": (5, self.broken),
-            "refused": (5, self.refused),
-            "unfinished": (3, self.unfinished),
-        }
-        names = list(ways)
-        name = self._random.choices(names, [ways[name][0] for name in names])[0]
-        return name, ways[name][1]
+        name = self._random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        way: Callable[[], Awaitable[None]] = getattr(self, name)
+        return name, way
 
     def spec(self, **more: object) -> Spec:
         """An answer that nobody has asked for before."""
@@ -291,7 +309,8 @@ class Churn:
         try:
             async with asyncio.timeout(self._random.random() * 0.3):
                 await asyncio.shield(asking)
-                await client.rest()
+                if client.status == 200:
+                    same(bare(await client.rest()), b"".join(events(spec)))
         except TimeoutError:
             pass
         finally:
@@ -299,6 +318,8 @@ class Churn:
                 asking.cancel()
                 await asyncio.gather(asking, return_exceptions=True)
             client.close(reset=self._random.random() < 0.5)
+        if client.status not in (0, 200):  # 0: it left before the head
+            raise SoakError(f"status {client.status}")
 
     async def resumed(self) -> None:
         """Is cut at any event, comes back, and has all of it, once."""
@@ -409,6 +430,20 @@ class Churn:
         await asyncio.sleep(self._random.random() * 0.1)
         writer.close()
 
+    async def websocket(self) -> None:
+        """Talks both ways; either side, both or nobody closes."""
+        await soak_websocket.talk(self._port, self._random)
+
+
+_FAILURES = (
+    SoakError,
+    soak_websocket.WebSocketError,
+    WebSocketException,
+    OSError,
+    asyncio.IncompleteReadError,
+    ValueError,
+)
+
 
 def same(got: bytes, expected: bytes) -> None:
     if got != expected:
@@ -429,7 +464,7 @@ async def churn(job: Job) -> None:
             try:
                 async with asyncio.timeout(_PATIENCE):
                     await way()
-            except (SoakError, OSError, asyncio.IncompleteReadError, ValueError) as error:
+            except _FAILURES as error:
                 failed[name] += 1
                 if len(first) < 10:
                     first.append(f"{name}: {type(error).__name__}: {error}"[:300])

@@ -1,11 +1,12 @@
 """The upstream of a soak: says what it is asked to say, holds what it is asked to hold. `python -m
-benchmarks.soak_provider PORT`."""
+benchmarks.soak_provider PORT WEBSOCKETS_PORT`."""
 
 import asyncio
 import sys
 
 import uvloop
 
+from benchmarks import soak_websocket
 from benchmarks.soak_words import PATH, asked, events, whole
 from sidecar.scripted import Connection, Received, ScriptedProvider
 
@@ -44,12 +45,13 @@ async def answer(connection: Connection, received: Received) -> None:
     await connection.send(_chunk(said[-1]) + b"0\r\n\r\n")
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, websockets: int) -> None:
     """Until it is killed."""
     async with ScriptedProvider(port=port, record=False) as provider:
         provider.on(PATH, answer)
-        await asyncio.Event().wait()
+        async with await soak_websocket.upstream(websockets):
+            await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve(int(sys.argv[1])))
+    uvloop.run(serve(int(sys.argv[1]), int(sys.argv[2])))

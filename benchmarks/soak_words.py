@@ -29,7 +29,7 @@ class Spec(msgspec.Struct, frozen=True):
 def ask(spec: Spec) -> bytes:
     """The body of a request."""
     said = {"role": "user", "content": spec.name}
-    wanted = {
+    wanted: dict[str, object] = {
         "model": "soak",
         "stream": spec.stream,
         "messages": [said],
@@ -47,7 +47,9 @@ def events(spec: Spec) -> list[bytes]:
     """Of the answer, as a stream."""
     pad = "x" * spec.pad
     deltas = [{"content": f"{spec.name} {number} {pad}"} for number in range(spec.events)]
-    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    choices: list[dict[str, object]] = [
+        {"index": 0, "delta": delta, "finish_reason": None} for delta in deltas
+    ]
     choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
     framed = [b"data: %b\n\n" % orjson.dumps({"choices": [choice]}) for choice in choices]
     return [*framed, b"data: [DONE]\n\n"]

@@ -58,15 +58,14 @@ def check(config: Config) -> None:
         if header is None:
             continue
         if upstream.key_file is None:
-            raise ConfigError(f"{where}{shown(header)}: without key_file there is no key for it")
+            raise ConfigError(f"{where}: without key_file there is no key for it")
         if (
             _FIELD.fullmatch(header) is None
             or header.lower() in _OURS
             or header.lower().startswith("slipstream-")
         ):
-            raise ConfigError(
-                f"{where}{shown(header)}: expected the name of a header field such as x-api-key"
-            )
+            # It is not shown: it may be the key itself by mistake.
+            raise ConfigError(f"{where}: expected the name of a header field such as x-api-key")
 
 
 def check_hash(key: str, value: str) -> None:
@@ -127,7 +126,7 @@ def find(name: str) -> Path:
 def read_key(key: str, name: str) -> bytes:
     """The one line in a file. `key`: of the configuration, for errors. Raises ConfigError, without any of
     what is in it."""
-    where = f"{key}{shown(name)}"
+    where = f"{key}{shown(name) if _is_path(name) else ''}"
     try:
         with find(name).open("rb") as file:
             content = file.read(_LONGEST_KEY + 1)
@@ -141,12 +140,19 @@ def read_key(key: str, name: str) -> bytes:
     return line
 
 
-def load_pair(
-    context: ssl.SSLContext, certificate: str, key: str, names: tuple[str, str] | None = None
-) -> None:
-    """Load a certificate and its key into a context. `names`: of the files, where they are given as copies.
-    Raises ConfigError."""
-    said_certificate, said_key = map(shown, names or (certificate, key))
+def _is_path(name: str) -> bool:
+    """Whether that is meant as a file's name: it may be the key itself by mistake."""
+    if "/" in name or "." in name:
+        return True
+    try:
+        return find(name).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    """Load a certificate and its key into a context. Raises ConfigError."""
+    said_certificate, said_key = shown(certificate), shown(key)
     for name, file in (("certificate", certificate), ("key", key)):
         try:
             with find(file).open("rb") as opened:

@@ -84,8 +84,10 @@ def load(
     flags: Mapping[str, object] | None = None,
     environment: Mapping[str, str] | None = None,
     file: Path | Mapping[str, object] | None = None,
+    called: str = "the given mapping",
 ) -> Loaded:
-    """Read all layers. `flags`: dotted key -> value, None where not given. `file`: or what would be in it.
+    """Read all layers. `flags`: dotted key -> value, None where not given. `file`: or what would be
+    in it; messages call that `called`.
 
     Raises ConfigError.
     """
@@ -95,7 +97,7 @@ def load(
     clients: list[ClientTable] = []
     if file is not None:
         found, upstreams, clients = _read_tree(file if isinstance(file, Mapping) else read_file(file))
-        where = "the given mapping" if isinstance(file, Mapping) else str(file)
+        where = called if isinstance(file, Mapping) else str(file)
         values.update(found)
         origins.update(dict.fromkeys(found, where))
         if upstreams:

@@ -56,6 +56,11 @@ class Lines:
     def faults(self) -> list[dict[str, Any]]:
         return [line for line in self.all if line["event"] == "fault"]
 
+    async def changed(self) -> None:
+        """Until there is another line."""
+        self._changed.clear()
+        await self._changed.wait()
+
     async def request(self, number: int = 0) -> dict[str, Any]:
         """The latency line of the request that ended as number `number`."""
         while len(self.requests) <= number:

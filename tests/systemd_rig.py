@@ -68,7 +68,6 @@ UNTRIED = {
     "OOMPolicy",
     "RemoveIPC",
     "Restart",
-    "RestartPreventExitStatus",
     "RestartSec",
     "SyslogIdentifier",
     "TasksMax",
@@ -88,14 +87,14 @@ _NEWUSER = 0x10000000
 _NAMESPACES = (0x20000, 0x2000000, 0x4000000, 0x8000000, _NEWUSER, 0x20000000, 0x40000000)
 
 
-def settings(unit: Path) -> dict[str, list[str]]:
-    """Of the section [Service]; all values of each key."""
+def settings(unit: Path, of: str = "Service") -> dict[str, list[str]]:
+    """Of that section; all values of each key."""
     found: dict[str, list[str]] = {}
     section = ""
     for line in map(str.strip, unit.read_text().splitlines()):
         if line.startswith("["):
             section = line
-        elif section == "[Service]" and line and not line.startswith("#"):
+        elif section == f"[{of}]" and line and not line.startswith("#"):
             key, _, value = line.partition("=")
             found.setdefault(key, []).append(value)
     return found

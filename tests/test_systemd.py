@@ -130,6 +130,82 @@ def test_the_package_brings_the_units():
     assert f"PIPX_BIN_DIR={Path(program).parent}" in text
 
 
+def test_a_service_that_does_not_start_closes_no_port():
+    """A start limit would fail the socket as well; so would its own, which RestartSec= keeps out of reach. Where a
+    status is not tried again, only connections do, and without a pause."""
+    service = systemd_rig.settings(SERVICE)
+    assert systemd_rig.settings(SERVICE, "Unit")["StartLimitIntervalSec"] == ["0"]
+    assert service["Restart"] == ["always"]
+    assert not service.keys() & {"RestartPreventExitStatus", "SuccessExitStatus"}
+    assert int(service["RestartSec"][0]) >= 1
+    assert not {key for key in systemd_rig.settings(SOCKET, "Socket") if key.startswith("TriggerLimit")}
+
+
+# The commands of README, with stand-ins for what changes a machine.
+
+STAND_INS = {
+    "sudo": 'exec "$@"',
+    "systemctl": 'echo "$@" >> "$DESTDIR/told"',
+    "python3": 'mkdir -p "$3/bin" && cp "$BESIDE/pip" "$3/bin"',
+    "pip": '[ "$*" = "install slipstream-llm" ] && brought "$(dirname "$0")/.."',
+    "pipx": '[ "$*" = "install slipstream-llm" ] && mkdir -p "$PIPX_BIN_DIR" &&'
+    ' brought "$PIPX_HOME/venvs/slipstream-llm"',
+    "brought": 'mkdir -p "$1/share/slipstream" && cp -r "$UNITS" "$1/share/slipstream/systemd"',
+}
+
+
+@pytest.mark.parametrize("way", ["venv", "pipx"])
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_the_commands_of_the_readme_install_and_undo(tmp_path, way, mask):
+    """Whatever the umask, the service's user can read what is installed; and nothing of it stays."""
+    root, beside = tmp_path / "root", tmp_path / "beside"
+    (root / "opt").mkdir(parents=True)
+    beside.mkdir()
+    for name, text in STAND_INS.items():
+        (beside / name).write_text(f"#!/bin/sh\n{text}\n")
+        (beside / name).chmod(0o755)
+    given = {
+        "PATH": f"{beside}:{os.environ['PATH']}",
+        "DESTDIR": str(root),
+        "BESIDE": str(beside),
+        "UNITS": str(UNITS),
+    }
+
+    def run(text):
+        here = re.sub(r"(?<=[\s=])/(?=(?:opt|etc)/)", f"{root}/", text)
+        # Nothing of the machine itself: some of these are removed.
+        assert all(path.startswith(f"{root}/") for path in re.findall(r"(?<![\w.-])/\S+", here))
+        done = subprocess.run(["sh", "-ec", here], env=given, umask=mask, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+    readme = (UNITS.parent / "README.md").read_text()
+    section = readme.partition("### As a service\n")[2].partition("\n### ")[0]
+    install, with_pipx, undo = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    *first, last = install.splitlines(keepends=True)
+    assert len(first) == 2
+    run((with_pipx if way == "pipx" else "".join(first)) + last)
+    installed = [root / "opt/slipstream", *(root / "opt/slipstream").rglob("*")]
+    assert len(installed) > len(list(UNITS.iterdir()))
+    assert [path for path in installed if path.stat().st_mode & 0o004 == 0] == []
+    assert [path for path in installed if path.is_dir() and path.stat().st_mode & 0o001 == 0] == []
+    system = root / "etc/systemd/system"
+    assert {path.name for path in system.iterdir()} == {SERVICE.name, SOCKET.name}
+    for unit in (SERVICE, SOCKET):  # as systemctl edit makes them
+        (system / f"{unit.name}.d").mkdir()
+        (system / f"{unit.name}.d" / "override.conf").touch()
+    run(undo)
+    left = {str(path.relative_to(root)) for path in root.rglob("*")}
+    assert left == {"opt", "etc", "etc/systemd", "etc/systemd/system", "told"}
+    assert (root / "told").read_text().splitlines() == [
+        "daemon-reload",
+        "enable --now slipstream.socket slipstream.service",
+        "disable --now slipstream.socket slipstream.service",
+        "reset-failed slipstream.socket slipstream.service",
+        "clean --what=state slipstream.service",
+        "daemon-reload",
+    ]
+
+
 def test_what_could_not_be_tried_is_written_down():
     text = (UNITS / "README.md").read_text()
     settings = systemd_rig.settings(SERVICE).keys()

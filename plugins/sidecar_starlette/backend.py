@@ -74,7 +74,7 @@ class AppBackend:
         self.common: Mapping[str, Any] = {}
         """What the server says to all requests, for those that come from disk."""
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Request, room: int = 0) -> None:
         """The app's server has."""
 
     def caller(self, request: Request, raw: Arriving | None, client: object = None) -> Caller:

@@ -17,6 +17,7 @@ from sidecar.cli.doctor_checks import (
     who_may_ask,
 )
 from sidecar.cli.doctor_folder import folder
+from sidecar.cli.doctor_http import LONGEST_SECRET, sendable
 from sidecar.cli.doctor_ports import ports
 from sidecar.cli.doctor_probe import PACED, Way, probed
 from sidecar.cli.doctor_show import Report
@@ -27,7 +28,6 @@ from sidecar.config import Loaded
 from sidecar.core.values import ConfigError, upstream_url
 
 _TOKEN = "SLIPSTREAM_TOKEN"  # noqa: S105 - a variable's name
-_LONGEST_TOKEN = 4096
 
 
 @click.command("doctor", short_help="look at everything that a sidecar needs")
@@ -57,7 +57,13 @@ _LONGEST_TOKEN = 4096
     metavar="SECONDS",
     help="For each step of a connection.  [10]",
 )
-@click.option("--model", "named", metavar="NAME", help="The model that is asked for its first token.")
+@click.option(
+    "--model",
+    "named",
+    metavar="NAME",
+    help="The model that is asked for its first token. Upstreams that are no known provider are asked only "
+    "if it is given, with their key_file or without a key.",
+)
 @click.option("--no-calls", is_flag=True, help="Send no request to a provider that wants to be paid.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
 def command(
@@ -80,6 +86,8 @@ def command(
     """
     if url is not None:
         upstream_url("--url", url, "https://llm.example.com")
+    if named is not None and not (named and named.isprintable()):
+        raise ConfigError("--model: expected the name of a model")
     found = loaded(given)
     report = Report(as_json=as_json)
     if url is not None:
@@ -125,21 +133,21 @@ async def _here(found: Loaded, report: Report, wish: _Wish) -> int:
 
 
 async def _first_token(found: Loaded, report: Report, wish: _Wish) -> None:
-    from sidecar.cli.doctor_asks import TOKENS, asks
+    from sidecar.cli.doctor_asks import TOKENS, Ask, asks
     from sidecar.cli.doctor_first_token import ROUNDS, asked, scripted
 
-    try:
-        given = asks(found.config, wish.model) if wish.calls else []
-    except ConfigError:
-        given = []  # a key file that cannot be read has its own finding
+    given = asks(found.config, wish.model) if wish.calls else []
     for ask in given:
-        key = f", with the key of {ask.whence}" if ask.whence else ""
+        if not isinstance(ask, Ask):
+            report.add(ask)
+            continue
+        key = f"with the key of {ask.whence}" if ask.whence else "without a key"
         report.note(
-            f"Sends {2 * ROUNDS} requests for {TOKENS} tokens each to {ask.origin.host} ({ask.model}){key}; "
-            "--no-calls leaves them out."
+            f"Sends {2 * ROUNDS} requests for {TOKENS} tokens each to {ask.origin.host} ({ask.model}), "
+            f"{key}; --no-calls leaves them out."
         )
         report.add(await asked(found.config, ask, wish.timeout))
-    if not given:
+    if not any(isinstance(ask, Ask) for ask in given):
         report.add(await scripted(wish.timeout))
 
 
@@ -151,12 +159,11 @@ def _token(file: Path | None) -> str | None:
     else:
         try:
             with file.open("rb") as opened:
-                token = opened.read(_LONGEST_TOKEN + 1).decode("ascii", "replace").strip()
+                token = opened.read(LONGEST_SECRET + 1).decode("ascii", "replace").strip()
         except OSError as error:
             raise ConfigError(f"{where}: {file}: cannot be read: {error.strerror}") from None
     if not token and file is None:
         return None
-    whole = token.isascii() and token.isprintable() and " " not in token
-    if not token or len(token) > _LONGEST_TOKEN or not whole:
+    if not sendable(token):
         raise ConfigError(f"{where}: expected one line with the token, in ASCII, and nothing else")
     return token

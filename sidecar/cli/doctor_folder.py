@@ -5,6 +5,7 @@ Nothing is changed there, but for a file that is written and removed at once.
 
 import os
 import pwd
+import re
 import shlex
 import shutil
 import tempfile
@@ -45,6 +46,8 @@ _AHEAD = 60.0
 _SECRET = 32
 """Bytes."""
 _MOUNTS = Path("/proc/self/mountinfo")
+_ESCAPED = re.compile(rb"\\([0-3][0-7]{2})")
+"""A byte of a name, such as \\040 for a space; see proc(5)."""
 
 
 def folder(config: Config) -> list[Finding]:
@@ -154,20 +157,21 @@ def _read_only(path: Path) -> bool:
 def kind_of(path: Path, mounts: Path) -> str | None:
     """The kind of file system, as the kernel names it; None where nobody tells. `mounts`: its list."""
     try:
-        lines = mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        # Names are bytes: they may be no UTF-8, and hold what ends a line or a word in Unicode alone.
+        lines = mounts.read_bytes().split(b"\n")
     except OSError:
         return None
     place, best, kind = str(path.resolve()), -1, None
     for line in lines:
-        before, found, after = line.partition(" - ")
-        fields = before.split()
+        before, found, after = line.partition(b" - ")
+        fields = before.split(b" ")
         if not found or len(fields) < 5:
             continue
-        # Spaces and the like are written as \040; see proc(5).
-        point = fields[4].encode().decode("unicode_escape").rstrip("/")
+        written = _ESCAPED.sub(lambda match: bytes([int(match[1], 8)]), fields[4])
+        point = os.fsdecode(written).rstrip("/")
         # The one mounted last at the same place is the one that is seen.
         if (place + "/").startswith(point + "/") and len(point) >= best:
-            best, kind = len(point), after.split()[0]
+            best, kind = len(point), after.partition(b" ")[0].decode("ascii", "replace")
     return kind
 
 

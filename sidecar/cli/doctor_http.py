@@ -13,11 +13,14 @@ import httptools
 import msgspec
 
 from sidecar import __version__
+from sidecar.core.headers import render
 from sidecar.engine.source import Origin
 
 MOST = 4 << 20
 """Bytes of body that are taken; more is somebody who does not stop."""
 AGENT = f"slipstream-doctor/{__version__}"
+LONGEST_SECRET = 4096
+"""Characters of a token or key."""
 End = Literal["whole", "cut", "reset", "invalid", "endless"]
 
 
@@ -116,19 +119,20 @@ class Answer(asyncio.Protocol):
         method: str = "GET",
         body: bytes = b"",
     ) -> None:
-        """Send the request."""
+        """Send the request. Raises ValueError, before anything is sent, where a part of it would break out of
+        its line, or a field is beyond latin-1."""
         assert self.transport is not None
         default = 443 if origin.scheme == "https" else 80
         host = f"[{origin.host}]" if ":" in origin.host else origin.host
-        lines = [
-            f"{method} {target} HTTP/1.1",
-            f"Host: {host if origin.port == default else f'{host}:{origin.port}'}",
-            f"User-Agent: {AGENT}",
-            *[f"{name}: {value}" for name, value in (fields or {}).items()],
+        given = [
+            ("Host", host if origin.port == default else f"{host}:{origin.port}"),
+            ("User-Agent", AGENT),
+            *(fields or {}).items(),
         ]
         if body:
-            lines.append(f"Content-Length: {len(body)}")
-        head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+            given.append(("Content-Length", str(len(body))))
+        lines = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in given]
+        head = render(f"{method} {target} HTTP/1.1".encode(), lines)
         self.asked_at = self.latest = time.perf_counter()
         self.transport.write(head + body)
 
@@ -169,6 +173,13 @@ class Timed(msgspec.Struct):
     """Its version."""
     expires: float | None = None
     """Until when the certificate is valid, as unix time."""
+
+
+def sendable(secret: str) -> bool:
+    """Whether it can be a token or key in a header field: one word of ASCII, and not a whole file."""
+    return (
+        0 < len(secret) <= LONGEST_SECRET and secret.isascii() and secret.isprintable() and " " not in secret
+    )
 
 
 def context() -> ssl.SSLContext:

@@ -1,5 +1,6 @@
 """What `slipstream doctor` has found, as lines for people that appear one by one, or as one JSON document."""
 
+import json
 import shutil
 import sys
 import textwrap
@@ -7,7 +8,6 @@ from typing import Any, Literal
 
 import click
 import msgspec
-import orjson
 
 from sidecar import __version__
 
@@ -75,7 +75,9 @@ class Report:
         if self._json:
             rows = [msgspec.structs.asdict(finding) for finding in self.findings]
             document = {"version": __version__, "exit": int(self.failed), **count, "findings": rows}
-            sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
+            text = json.dumps(document, indent=2, ensure_ascii=False)
+            # Names of files that are no UTF-8 stay what JSON can say of them: \udcff.
+            sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
             return
         parts = [f"{count['ok']} ok"]
         parts += [f"{count['warn']} to look at"] if count["warn"] else []

@@ -31,6 +31,9 @@ class Notifier(Protocol):
     def stopping(self, status: str) -> None:
         """It has begun to end."""
 
+    def stopped(self, *, clean: bool) -> None:
+        """It has ended. `clean`: no request was cut off."""
+
     def status(self, status: str) -> None:
         """Something for people has changed."""
 
@@ -68,6 +71,9 @@ class Notify:
 
     def stopping(self, status: str) -> None:
         self._tell("STOPPING=1", _status(status))
+
+    def stopped(self, *, clean: bool) -> None:
+        """The end of the process says so."""
 
     def status(self, status: str) -> None:
         self._send(_status(status))
@@ -118,6 +124,8 @@ class Nobody:
     def reloading(self) -> None: ...
 
     def stopping(self, status: str) -> None: ...
+
+    def stopped(self, *, clean: bool) -> None: ...
 
     def status(self, status: str) -> None: ...
 

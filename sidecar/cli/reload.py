@@ -4,7 +4,7 @@ A new configuration that is wrong in any place is left alone as a whole: the old
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
@@ -131,27 +131,21 @@ class Reload(msgspec.Struct, frozen=True):
     """Of its log."""
 
 
-def _checked(read: Callable[[], Config]) -> Config:
-    """In a thread. Keys and certificates are read as well: or half of a configuration might be taken."""
-    config = read()
-    check_files(config)
-    return config
-
-
 class Reloads:
     """Those of one process: one after the other, however often they are asked for."""
 
     def __init__(
         self,
         config: Config,
-        apply: Callable[[Config], None],
+        prepare: Callable[[Config], Callable[[], None]],
         on_fault: Callable[[BaseException], None],
         log: FilteringBoundLogger,
     ) -> None:
-        """`apply` makes requests go by a configuration, or raises ConfigError and changes nothing. `on_fault`
-        is told of mistakes of our own."""
+        """`prepare` reads, in a thread, what a configuration names, and changes nothing. It raises
+        ConfigError, or returns what makes requests go by the configuration and cannot fail. `on_fault` is
+        told of mistakes of our own."""
         self._config = config
-        self._apply = apply
+        self._prepare = prepare
         self._on_fault = on_fault
         self._log = log
         self._asked = asyncio.Event()
@@ -171,20 +165,28 @@ class Reloads:
         """There is something to read."""
         self._asked.set()
 
-    async def run(self, reload: Reload, notify: Notifier, status: Callable[[], str]) -> None:
-        """Do what is asked for, until it is cancelled. `status`: a line for people once it is done."""
+    async def run(
+        self,
+        reload: Reload,
+        notify: Notifier,
+        status: Callable[[], str],
+        others: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Do what is asked for, until it is cancelled. `status`: a line for people once it is done. `others`:
+        waits for those who have to do it as well."""
         while True:
             await self._asked.wait()
             self._asked.clear()
             notify.reloading()
             await self._once(reload)
+            if others is not None:
+                await others()
             notify.ready(status())
 
     async def _once(self, reload: Reload) -> None:
         try:
-            new = await asyncio.to_thread(_checked, reload.read)
-            changes = compare(self._config, new)
-            self._apply(changes.config)
+            changes, take = await asyncio.to_thread(self._prepared, reload.read)
+            take()
         except ConfigError as error:
             self._fail(str(error))
         except Exception as error:  # noqa: BLE001 - reason: it goes on by the old one; the fault is ours
@@ -195,6 +197,13 @@ class Reloads:
             reload.level.set(changes.config.log.level)
             say = self._log.warning if changes.restart else self._log.info
             say("reloaded", changed=changes.changed, restart=changes.restart)
+
+    def _prepared(self, read: Callable[[], Config]) -> tuple[Changes, Callable[[], None]]:
+        """In a thread: files may be on a mount that hangs."""
+        new = read()
+        check_files(new)  # those, too, that only a restart would make use of
+        changes = compare(self._config, new)
+        return changes, self._prepare(changes.config)
 
     def _fail(self, reason: str) -> None:
         self.failed = reason

@@ -54,7 +54,7 @@ def command(**given: Any) -> None:
         lines = request_lines(writer, format_of(config.log.format), level)
         admin = AdminPort(data_dir(config), moves="admin.port" not in found.origins)
         if config.server.workers > 1:
-            sys.exit(_supervised(given, config, secret, log, level, admin, sockets))
+            sys.exit(_supervised(given, config, secret, log, writer, level, admin, sockets))
         main = partial(serve, config, secret, log, lines, writer, admin)
         sys.exit(run_loop(lambda: main(notify=Notify(), sockets=sockets, reload=reload)))
     finally:
@@ -87,6 +87,9 @@ async def serve(
     `sockets`, `lasting`, `place`: see `Service`. `reload`: where SIGHUP finds the configuration; without it
     that signal has its ordinary meaning."""
     notify = notify or Nobody()
+    early = asyncio.Event()
+    if reload is not None:
+        on_signal("SIGHUP", early.set)  # for the moment: it must not end what is only starting
     service = await started(
         config,
         secret,
@@ -102,7 +105,7 @@ async def serve(
     stop, again = asyncio.Event(), asyncio.Event()
     # A worker's supervisor is told twice, and ends it.
     on_signals(lambda: again.set() if stop.is_set() and place is None else stop.set())
-    reloads = Reloads(config, service.reload, service.assembly.on_fault, log)
+    reloads = Reloads(config, service.prepare, service.assembly.on_fault, log)
     status = partial(_status, service, reloads)
     # What is there now stays: the collector need not look at it again.
     gc.collect()
@@ -115,6 +118,8 @@ async def serve(
     if reload is not None:
         reloading = asyncio.create_task(reloads.run(reload, notify, status))
         on_signal("SIGHUP", reloads.ask)
+        if early.is_set():
+            reloads.ask()
     await stop.wait()
     if reloading is not None:
         reloading.cancel()  # or it might say that all is ready
@@ -130,6 +135,7 @@ async def serve(
         os._exit(FORCED)
     hurried.cancel()
     posting.cancel()
+    notify.stopped(clean=draining.result())
     log.info("stopped", unfinished=not draining.result())
     return 0
 
@@ -188,6 +194,9 @@ def announce(config: Config, url: str, log: FilteringBoundLogger, admin: str | N
     log.info("serving", url=url, admin=admin, version=__version__, pid=os.getpid())
     if not (is_loopback(config.server.host) or config.clients):
         log.warning("open_port", host=config.server.host, reason="anyone who reaches it can use it")
+    elif not is_loopback(config.server.host) and config.tls.certificate is None:
+        reason = "clients' tokens can be read on their way: set tls.certificate and tls.key"
+        log.warning("unencrypted_port", host=config.server.host, reason=reason)
 
 
 def banner(config: Config, url: str, admin: str | None = None) -> str:

@@ -3,7 +3,8 @@
 import asyncio
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from sidecar.cli.notify import Notify, keep_posted
 from sidecar.cli.reload import Reload, Reloads
 from sidecar.config import Config, load, read_file
 from sidecar.core.values import ConfigError
-from sidecar.telemetry.log import Level, place_of
+from sidecar.telemetry.log import Level, LineWriter, place_of
 from sidecar.web.admin.server import Admin
 from sidecar.web.handover import Place
 from sidecar.web.service import AdminPort
@@ -31,6 +32,8 @@ _SILENCE = 30.0
 """Seconds without a sign of life after which a worker is begun again, unless the service manager says."""
 _LATE = 15.0
 """Seconds beyond the grace for workers to end; what is left then is killed."""
+_RELOAD = 10.0
+"""Seconds that a reload waits for the workers to take it."""
 _FAILED = 1
 
 
@@ -40,15 +43,25 @@ class Source:
     def __init__(self, flags: Mapping[str, Any], file: Path | None) -> None:
         """`flags`: by dotted key. Raises ConfigError when the file cannot be read."""
         self.flags = {key: value for key, value in flags.items() if value is not None}
+        self.name = str(file)
         self._file = file
-        self.tree = read_file(file) if file is not None else None
+        self._read = self._tree()
+        self.trees: list[dict[str, Any] | None] = [self._read]
+        """What was in the file at first, and with each reload that was taken."""
 
     def read(self) -> Config:
-        """Read it again. Raises ConfigError, and nothing has changed then."""
-        config = load(self.flags, file=self._file).config
-        if self._file is not None:
-            self.tree = read_file(self._file)
-        return config
+        """Read it again. Raises ConfigError."""
+        self._read = tree = self._tree()
+        return load(self.flags, file=tree, called=self.name).config
+
+    def take(self) -> dict[str, Any] | None:
+        """What was read is in force; returns what was in the file."""
+        if self._read != self.trees[-1]:
+            self.trees.append(self._read)
+        return self._read
+
+    def _tree(self) -> dict[str, Any] | None:
+        return read_file(self._file) if self._file is not None else None
 
 
 async def supervise(
@@ -56,6 +69,7 @@ async def supervise(
     source: Source,
     secret: bytes,
     log: FilteringBoundLogger,
+    writer: LineWriter,
     level: Level,
     admin: AdminPort,
     sockets: Sequence[socket.socket],
@@ -66,18 +80,18 @@ async def supervise(
         reserved = [] if sockets else ground.reserve(config.server.host, config.server.port)
     except OSError as error:
         raise serve.taken("server", "--port", config.server.host, config.server.port, error) from None
-    try:
-        with ground.folder() as folder:
-            run = _Run(config, source, secret, log, level, admin, sockets, reserved, folder)
-            return await run.run()
-    except OSError as error:
-        raise ConfigError(
-            f"server.workers: no folder for the workers' sockets can be made: {error.strerror}; "
-            "set RUNTIME_DIRECTORY or TMPDIR"
-        ) from None
-    finally:
+    with ExitStack() as held:
         for each in reserved:
-            each.close()
+            held.callback(each.close)
+        try:
+            folder = held.enter_context(ground.folder())
+            writer.share(folder / ground.LOG_TURN)
+        except OSError as error:
+            raise ConfigError(
+                f"server.workers: no folder for the workers' sockets can be made: {error.strerror}; "
+                "set RUNTIME_DIRECTORY or TMPDIR"
+            ) from None
+        return await _Run(config, source, secret, log, level, admin, sockets, reserved, folder).run()
 
 
 class _Run:
@@ -109,27 +123,37 @@ class _Run:
         flags = source.flags | {"server.port": config.server.port}
 
         def order(number: int) -> Order:
-            return Order(number, count, str(folder), secret, flags, source.tree, listen, passed_on)
+            return Order(
+                number, count, str(folder), secret, flags, source.trees, source.name, listen, passed_on
+            )
 
         beat = self._notify.beat
         self._workers = Supervisor(
-            _command, order, count, log, silence=3 * beat if beat else _SILENCE, inherited=passed_on
+            _command,
+            order,
+            count,
+            log,
+            silence=3 * beat if beat else _SILENCE,
+            on_fault=self._on_fault,
+            inherited=passed_on,
         )
-        figures = {number: Place(folder, number, count).figures for number in range(count)}
+        self._places = [Place(folder, number, count) for number in range(count)]
+        figures = {place.number: place.figures for place in self._places}
         self._gathered = gathered = Gathered(
             config, lambda: figures, self._on_fault, lambda: self._workers.restarts
         )
-        self._workers.ended = gathered.ended
+        self._workers.served, self._workers.ended = gathered.served, self._ended
         forwarded = Forwarded(lambda: figures, lambda: gathered.shared)
         given = admin.beside(config)
         self._moves = admin.moves
         self._admin = Admin(given, gathered, forwarded, log, self._on_fault)
-        self._reloads = Reloads(config, self._reload, self._on_fault, log)
+        self._reloads = Reloads(config, self._prepare, self._on_fault, log)
 
     async def run(self) -> int:
         """Returns the exit status. Raises ConfigError."""
         stop, again = asyncio.Event(), asyncio.Event()
         serve.on_signals(lambda: again.set() if stop.is_set() else stop.set())
+        serve.on_signal("SIGHUP", self._reloads.ask)  # it is read once all serve
         try:
             await self._admin.start(moves=self._moves)
         except OSError as error:
@@ -149,13 +173,12 @@ class _Run:
         """Wait until all serve, or until it is to stop. Returns the exit status if they do not come to.
         Raises ConfigError."""
         starting = asyncio.ensure_future(self._workers.start())
+        starting.add_done_callback(lambda task: task.cancelled() or task.exception())
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         if not starting.done():
-            starting.cancel()
-            await asyncio.wait({starting})
-            return None
+            return None  # those that serve may have something to serve
         try:
             starting.result()
         except WorkerError as error:
@@ -172,10 +195,14 @@ class _Run:
         tasks = [
             asyncio.create_task(keep_posted(self._notify, self._status)),
             asyncio.create_task(
-                self._reloads.run(Reload(self._read, self._level), self._notify, self._status)
+                self._reloads.run(
+                    Reload(self._read, self._level),
+                    self._notify,
+                    self._status,
+                    lambda: self._workers.reloaded(_RELOAD),
+                )
             ),
         ]
-        serve.on_signal("SIGHUP", self._reloads.ask)
         await stop.wait()
         for task in tasks:
             task.cancel()
@@ -211,12 +238,16 @@ class _Run:
         """Raises ConfigError."""
         return self._at(placed(self._source.read(), self._inherited))
 
-    def _reload(self, _config: Config) -> None:
-        self._workers.reload(self._source.tree)
+    def _prepare(self, _config: Config) -> Callable[[], None]:
+        return lambda: self._workers.reload(self._source.take())
 
     def _at(self, config: Config) -> Config:
         """With the port that there is, where any would do."""
         return replace(config, server=replace(config.server, port=self._port))
+
+    def _ended(self, number: int) -> None:
+        self._places[number].release()
+        self._gathered.ended(number)
 
     def _on_fault(self, error: BaseException) -> None:
         self._gathered.faults += 1

@@ -55,11 +55,12 @@ class Lru(Generic[V]):
         self.used -= found[1]
         return found[0]
 
-    def resize(self, limit: int) -> None:
-        """Another limit from now on; what was used longest ago makes room for it."""
-        self.limit = limit
+    def resize(self, limit: int) -> int:
+        """Another limit from now on; what was used longest ago makes room for it. Returns how much."""
+        self.limit, before = limit, self.used
         while self.used > limit:
             self.used -= self._items.popitem(last=False)[1][1]
+        return before - self.used
 
     def clear(self) -> None:
         """Keep nothing."""

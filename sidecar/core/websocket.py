@@ -13,12 +13,27 @@ _LONG = 126
 _LONGER = 127
 _NO_CODE = 1005
 """Of a close frame without a code (RFC 6455, 7.4.1)."""
+_CODES = range(1000, 5000)
+"""Those that there are (RFC 6455, 7.4.2); anything else is a peer's mistake, and none."""
+_MOST = 125
+"""Bytes of payload in a control frame (RFC 6455, 5.5)."""
 
 
 class Frames:
     """Follows the bytes of one direction, however they are cut up."""
 
-    __slots__ = ("_close", "_code", "_header", "_left", "_mask", "_whole", "close_code", "lost", "messages")
+    __slots__ = (
+        "_close",
+        "_code",
+        "_coded",
+        "_header",
+        "_left",
+        "_mask",
+        "_whole",
+        "close_code",
+        "lost",
+        "messages",
+    )
 
     def __init__(self) -> None:
         self._header = b""
@@ -27,6 +42,8 @@ class Frames:
         """Bytes of payload that are still to come of the current frame."""
         self._close = False
         """The current frame is a close frame."""
+        self._coded = False
+        """It is one as it has to be, whose code counts."""
         self._whole = False
         """The current frame is the last one of a message."""
         self._mask = b""
@@ -35,7 +52,7 @@ class Frames:
         self.messages = 0
         """Data messages that have come to their end."""
         self.close_code: int | None = None
-        """What the first close frame says, once all of it was there; 1005 if it says nothing."""
+        """What the first close frame says, once all of it was there; 1005 if it has no valid code."""
         self.lost = False
         """These are no frames: a length was impossible. Nothing more is read into them."""
 
@@ -80,7 +97,7 @@ class Frames:
                 return size
         if self._left:
             step = min(self._left, size - at)
-            if self._close and len(self._code) < 2:
+            if self._coded and len(self._code) < 2:
                 self._code += data[at : at + min(step, 2 - len(self._code))]
             self._left -= step
             at += step
@@ -117,6 +134,7 @@ class Frames:
                 self.lost = True
         self._left = length
         self._close = first & 0xF == CLOSE
+        self._coded = self._close and length <= _MOST
         self._whole = bool(first & _FIN) and not first & _CONTROL
         if self._close:
             self._code = b""
@@ -127,7 +145,8 @@ class Frames:
     def _read_code(self) -> int:
         if len(self._code) < 2:
             return _NO_CODE
-        return int.from_bytes(self._code, "big") ^ int.from_bytes(self._mask, "big")
+        code = int.from_bytes(self._code, "big") ^ int.from_bytes(self._mask, "big")
+        return code if code in _CODES else _NO_CODE
 
 
 def _length_of_header(second: int) -> int:

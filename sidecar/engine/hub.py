@@ -123,12 +123,19 @@ class Hub:
         to come back with."""
         return self._shelf.brief
 
-    def relieve(self, *, brief: bool, running: bool = False) -> None:
-        """Memory is short, or is no more. What has ended is given up, and with `running` also what is kept of
-        calls that run; their readers do not notice."""
+    @property
+    def kept(self) -> int:
+        """Bytes that are kept for clients that may come back."""
+        return self._shelf.used
+
+    def relieve(self, room: int, *, brief: bool, running: bool = False) -> None:
+        """Memory is short, or is no more. From now on streams that have ended are kept within `room`, in
+        bytes and with those that run, the latest ones. With `running` what is kept of calls that run is
+        given up; their readers do not notice."""
         self._shelf.brief = brief
-        if brief:
-            self._shelf.relieve(running=running)
+        self._shelf.resize(room)
+        if running:
+            self._shelf.evict()
 
     def forget(self, live: Live) -> None:
         """Nobody can come back to it any more."""

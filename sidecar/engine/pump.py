@@ -46,6 +46,8 @@ class Keep(msgspec.Struct, frozen=True):
     """Of the store, when it was asked: what is purged after that has nothing to do there."""
     inquiry: Inquiry | None = None
     """What is asked, where answers to the same in other words are looked for."""
+    mark: bytes = b""
+    """Stands for the sidecar's own key with which the upstream is to be asked."""
 
 
 class Ask(msgspec.Struct, frozen=True):

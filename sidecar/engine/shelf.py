@@ -2,7 +2,8 @@
 
 All of them together stay within a budget of bytes. What has to go goes at once and whole, the streams
 that ended first before those that still run, and is gone for good: nobody gets half of an answer. From a
-quarter of the budget on, what nobody is reading just now is packed.
+quarter of the budget on, what nobody is reading just now is packed. While memory is short the streams that
+have ended get less room than that; those that run do not notice.
 """
 
 import asyncio
@@ -38,6 +39,8 @@ class Shelf:
         """`keep`: seconds after the end; `memory`: bytes."""
         self._keep = keep
         self._memory = memory
+        self._room = memory
+        """What those that have ended must leave; never more than the budget."""
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, Kept] = {}
         self._ended: dict[str, tuple[Kept, float]] = {}
@@ -45,7 +48,7 @@ class Shelf:
         self._timer: asyncio.TimerHandle | None = None
         self.used = 0
         self.brief = False
-        """Memory is short: what ends is not kept."""
+        """Memory is short: what begins is not kept."""
         self.evicted: Callable[[Kept], None] = lambda _kept: None
         """Told of running calls that had to go."""
 
@@ -68,27 +71,26 @@ class Shelf:
         """Its recording has grown by `count` bytes. What somebody holds has its bounds elsewhere."""
         if kept.held:
             return
-        if (self.used + count) * _TIGHT > self._memory:
+        if (self.used + count) * _TIGHT > self._room:
             count -= kept.recording.pack()
         kept.charged += count
         self.used += count
-        if self.used > self._memory:
+        if self.used > self._room:
             self._make_room()
 
     def end(self, name: str, kept: Kept) -> None:
         """It is over: its time runs from now."""
         if name not in self._running:
             return
-        if self.brief and not kept.held:
-            self.drop(name)
-            return
         del self._running[name]
-        if self.used * _TIGHT > self._memory:
+        if self.used * _TIGHT > self._room:
             for _ in range(_BLOCKS):
                 self.charge(kept, 0)
         self._ended[name] = (kept, self._loop.time() + self._keep)
         if self._timer is None:
             self._timer = self._loop.call_later(self._keep, self._sweep)
+        if self.used > self._room:
+            self._make_room()
 
     def drop(self, name: str) -> None:
         """Nobody can come back to it any more."""
@@ -101,11 +103,15 @@ class Shelf:
         self.used -= kept.charged
         kept.charged, kept.shelf = 0, None
 
-    def relieve(self, *, running: bool) -> None:
-        """Memory is short: drop what has ended, or all that nobody holds."""
-        for name in [name for name, (kept, _) in self._ended.items() if not kept.held]:
-            self.drop(name)
-        for name in [name for name, kept in self._running.items() if running and not kept.held]:
+    def resize(self, room: int) -> None:
+        """From now on streams that have ended go until all together take no more than so many bytes, or none
+        of them is left. The budget is the most that counts."""
+        self._room = min(room, self._memory)
+        self._make_room()
+
+    def evict(self) -> None:
+        """Keep nothing of those that run; a job's is left, which counts for nothing here."""
+        for name in [name for name, kept in self._running.items() if not kept.held]:
             self._evict(name)
 
     def close(self) -> None:
@@ -116,7 +122,7 @@ class Shelf:
             self.drop(name)
 
     def _make_room(self) -> None:
-        while self._ended and self.used > self._memory:
+        while self._ended and self.used > self._room:
             self.drop(next(iter(self._ended)))
         while self.used > self._memory:
             oldest = next((name for name, kept in self._running.items() if not kept.held), None)

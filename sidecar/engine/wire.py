@@ -8,10 +8,14 @@ in between, and what one side does not take in time is not read from the other.
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 _FAREWELL = 1.0
 """Seconds for the other side of TLS to take its leave, too."""
+_PROBES = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+"""Seconds of silence before the first probe, seconds between probes, and how many may stay unanswered: two
+minutes in all, and not the two hours that are usual. Not everywhere can they be set."""
 
 
 class Ear(Protocol):
@@ -60,7 +64,11 @@ class Wire(asyncio.Protocol):
         if connected is not None:
             # No clock of ours ends a connection on which nobody speaks; but one whose peer is gone without
             # a word is to end some time.
-            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            with suppress(OSError):  # it may be gone already, or a Unix socket
+                connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for name, value in _PROBES:
+                    if hasattr(socket, name):
+                        connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         transport.set_protocol(self)
         self.resume()
 

@@ -231,7 +231,8 @@ class Asks:
             return None
         query = "alt=sse" if "alt=sse" in asked.request.query.split("&") else ""
         tag, path = caller.scope[:8].hex(), asked.request.path
-        return Keep(found, terms, tag, path, query, self._generation(), self._inquiry(asked, counted, caller))
+        inquiry = self._inquiry(asked, counted, caller)
+        return Keep(found, terms, tag, path, query, self._generation(), inquiry, caller.key)
 
     def _inquiry(self, asked: Asked, counted: Request, caller: Caller) -> Inquiry | None:
         """What is asked, for whoever wants to compare it; None where that is of no use. The body is parsed

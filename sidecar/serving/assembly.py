@@ -153,8 +153,7 @@ class Assembly:
             self.meter.take,
             self.on_fault,
         )
-        # The first one may raise ConfigError, and then nothing changes.
-        reloading = (self.inbound, self.backend.routes, asks, follow, probe, self.meter)
+        reloading = (self.backend.routes, asks, follow, probe, self.meter, self.upgrades)
         self._reload = [each.reload for each in reloading if each is not None]
         self.board = Board(
             config, self.meter, self.front, self.hub, self.jobs, self.cache, self.semantics, dropped
@@ -168,10 +167,18 @@ class Assembly:
         self._otel = exporter(config.otel, self.backend.routes.places, self.meter.metrics.snapshot, log)
         self.meter.span = self._otel.span if self._otel is not None else None
 
-    def reload(self, config: Config) -> None:
-        """Go by that configuration from now on, for requests that come then. Raises ConfigError."""
-        for take in self._reload:
-            take(config)
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """Read what has to be read for another configuration, in any thread. What is returned has requests
+        that come then go by it, and does not fail. Raises ConfigError."""
+        inbound = self.inbound.prepare(config) if self.inbound is not None else None
+
+        def take() -> None:
+            if inbound is not None:
+                inbound()
+            for each in self._reload:
+                each(config)
+
+        return take
 
     async def start(self) -> None:
         """Open what is on disk; requests may be served when this returns."""

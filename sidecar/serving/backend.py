@@ -14,7 +14,7 @@ from sidecar.engine.pump import Live
 from sidecar.engine.source import Call
 from sidecar.serving import intake, pages
 from sidecar.serving.clients import Client
-from sidecar.serving.keys import Key, Keys, keyed
+from sidecar.serving.keys import Key, Keys, check_path, keyed
 from sidecar.serving.own import RESERVED
 from sidecar.serving.routes import Route, Routes
 from sidecar.serving.shell import Arriving, Body
@@ -28,8 +28,9 @@ class Backend(Protocol):
 
     routes: Routes
 
-    def check(self, request: Request) -> None:
-        """Raises RefusedError for what must not be passed on."""
+    def check(self, request: Request, room: int = 0) -> None:
+        """Raises RefusedError for what must not be passed on. `room`: bytes by which the head may exceed the
+        limit."""
 
     def caller(self, request: Request, raw: Arriving | None, client: Client | None = None) -> Caller:
         """Who asks. `client`: whose token it came with; the request does not have it any more."""
@@ -94,12 +95,13 @@ class Upstreams:
         self._guarded = guarded
         self._public = public
 
-    def check(self, request: Request) -> None:
-        intake.check(request, self._limit, websockets=not request.path.startswith(RESERVED))
+    def check(self, request: Request, room: int = 0) -> None:
+        intake.check(request, self._limit + room, websockets=not request.path.startswith(RESERVED))
         if self._key(request) is None:
             return
         if request.method == "TRACE":
             raise RefusedError("method_not_allowed", "its answer would show the key of the upstream")
+        check_path(request.target)
         if not self._guarded():
             pages.check(request, any_host=self._public)
 
@@ -145,6 +147,10 @@ class Upstreams:
         return dialect.asks
 
     def start(self, live: Live, asked: "Asked") -> None:
+        key, keep = self.keys.of(asked.route), live.ask.keep
+        if keep is not None and keep.mark != (key.mark if key is not None else b""):
+            # It was asked under a key that has been replaced since: what is stored for that is not this.
+            live.ask = msgspec.structs.replace(live.ask, keep=None)
         self._send(live, self.authorized(asked.call(), asked.route, asked.dialect))
 
     def authorized(self, call: Call, route: Route, dialect: Dialect | None) -> Call:

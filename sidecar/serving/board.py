@@ -112,7 +112,7 @@ class Board:
 
     def active(self, most: int) -> list[dict[str, object]]:
         """Requests that are being served, those first that came first."""
-        oldest = heapq.nsmallest(most, self._front.visits, key=lambda visit: visit.trace.started)
+        oldest = heapq.nsmallest(most, self._served(), key=lambda visit: visit.trace.started)
         now = time.perf_counter()
         return [_row(visit, now) for visit in oldest]
 
@@ -156,11 +156,15 @@ class Board:
         checks["jobs"] = Check(ready=self.no_jobs is None, why=self.no_jobs)
         return checks
 
+    def _served(self) -> list[Visit]:
+        """Requests that are being served here; one that was handed over is among those of another worker."""
+        return [visit for visit in self._front.visits if not visit.elsewhere]
+
     def _gauges(self) -> Values:
         return gauges(self._facts())
 
     def _facts(self) -> Facts:
-        front, meter = self._front, self._meter
+        meter, served = self._meter, self._served()
         budgets = meter.budget_readings()
         return Facts(
             began=self._born,
@@ -168,8 +172,8 @@ class Board:
             metrics=self._config.metrics.enabled,
             mode=self._config.cache.mode,
             active={
-                "requests": front.active,
-                "streams": sum(_streams(visit) for visit in front.visits),
+                "requests": len(served),
+                "streams": sum(_streams(visit) for visit in served),
                 "calls": len(self._hub),
                 "jobs_running": self._jobs.running,
                 "jobs_queued": len(self._jobs.queue),

@@ -9,24 +9,27 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from sidecar.config import Config
 from sidecar.core.errors import RefusedError
-from sidecar.core.fingerprint import without_credentials
-from sidecar.core.headers import index
+from sidecar.core.headers import CREDENTIALS, index
 from sidecar.core.types import Request
 from sidecar.core.values import ConfigError
-from sidecar.serving.routes import TAKEN
+from sidecar.serving.routes import TAKEN, as_sent
 from sidecar.serving.shares import Shares
 
 _CARRIERS = frozenset({b"proxy-authorization", b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
 """Where a token may stand: where the SDKs of OpenAI, Anthropic, Azure and Gemini put a key, or where proxies
 expect theirs, so that a provider's key has room beside it."""
 _SCHEMED = frozenset({b"proxy-authorization", b"authorization"})
-_BEARER = re.compile(rb"(?i)bearer +")
-_WORDS = re.compile(rb"[ \t,]+")
+_SECRETS = frozenset({*CREDENTIALS, *_CARRIERS})
+"""Where a copy of it may stand as well, in whatever form."""
+_PROTOCOLS = b"sec-websocket-protocol"
+"""Of these each is looked at by itself: browsers can put a key nowhere else."""
+_BEARER = re.compile(rb"(?i)bearer[ \t]+")
 _LONGEST = 4096
 """Bytes of a token."""
 _UNREAD = 64 << 10
@@ -55,7 +58,7 @@ class Clients:
         self._table = _table(config)
         self._shares = make(_names(self._table))
         self._running: Counter[str] = Counter()
-        """Of this process, by name."""
+        """Of this process: requests by name, and calls that go on without their client by `_alone`."""
         self.generation = 0
         """Counts the tables there were."""
 
@@ -67,7 +70,8 @@ class Clients:
 
     def identify(self, request: Request) -> tuple[Client | None, Request]:
         """Whose token a request has, and the request without it. None where there is no token, or no good
-        one, or those of several clients."""
+        one, or those of several clients. What it says about that itself is gone in any case."""
+        request = as_sent(request)
         if not self._table:
             return None, request
         found: dict[bytes, Client] = {}
@@ -113,6 +117,25 @@ class Clients:
         """One that had begun has ended."""
         self._set(client.name, self._running[client.name] - 1)
 
+    def room(self, client: Client, request: Request) -> None:
+        """Raises RefusedError where no further call may begin for a request that has: calls which go on
+        without their client count as well."""
+        shares, name = self._shares, client.name
+        if client.requests is None or name not in shares:
+            return
+        if shares.running(name) + shares.running(_alone(name)) > client.requests:
+            detail = f"{client.requests} requests of this client (its limit, `requests`) are being served or "
+            raise RefusedError("rate_limited", detail + "go on without it", close=_is_heavy(request))
+
+    def left(self, client: Client, count: int) -> None:
+        """One call more goes on without its client; with -1, one less."""
+        name = _alone(client.name)
+        self._set(name, self._running[name] + count)
+
+    def knows(self, client: Client) -> bool:
+        """Whether it is still one of them."""
+        return client.token in self._table
+
     def passes(self, client: Client) -> bool:
         """Whether a request may begin and end at once; it has, then."""
         shares = self._shares
@@ -132,24 +155,25 @@ class Clients:
 
     # Other ones.
 
-    def check(self, config: Config) -> None:
-        """Raises ConfigError if they cannot be replaced by those."""
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """Make ready to replace them, in any thread. What is returned does it, and does not fail: what is
+        being served goes on; what comes then is asked anew. Raises ConfigError."""
         if self._table and not config.clients:
             raise ConfigError("clients: the last one can only be taken out by a restart: then all may ask")
-
-    def reload(self, config: Config) -> None:
-        """Replace them. What is being served goes on; what comes from now on is asked anew. Raises
-        ConfigError, and nothing has changed then."""
-        self.check(config)
         table = _table(config)
         if table == self._table:
-            return
-        names = _names(table)
+            return lambda: None
+        names, shares = _names(table), None
         if names != _names(self._table):
             try:
                 shares = self._make(names)
             except OSError as error:
                 raise ConfigError(f"clients: their limits cannot be kept: {error.strerror}") from None
+        return lambda: self._replace(table, shares)
+
+    def _replace(self, table: dict[bytes, Client], shares: Shares | None) -> None:
+        """`shares`: where the names are others."""
+        if shares is not None:
             shares.take_over(self._shares)
             for name, count in self._running.items():
                 if name in shares:
@@ -173,7 +197,13 @@ def _table(config: Config) -> dict[bytes, Client]:
 
 
 def _names(table: dict[bytes, Client]) -> list[str]:
-    return sorted(client.name for client in table.values())
+    names = [client.name for client in table.values()]
+    return sorted([*names, *map(_alone, names)])
+
+
+def _alone(name: str) -> str:
+    """Under what the calls of a client are counted that go on without it; no client has such a name."""
+    return f"{name}/alone"
 
 
 def _tokens(value: bytes, *, schemed: bool) -> list[bytes]:
@@ -193,25 +223,35 @@ def _tokens(value: bytes, *, schemed: bool) -> list[bytes]:
 
 
 def _without(request: Request, token: bytes) -> Request:
-    """The request without any field that has the token in it."""
-    kept = [field for field in request.headers if not _carries(*field, token)]
-    taken = {name.lower() for name, value in request.headers if _carries(name, value, token)}
+    """The request without anything that says who asks and has the token in it, however that is written."""
+    kept, taken = [], set()
+    for name, value in request.headers:
+        field, rest = name.lower(), value
+        if field in _SECRETS and _has(value, token):
+            rest = b""
+        elif field == _PROTOCOLS and _has(value, token):
+            rest = b", ".join([each.strip() for each in value.split(b",") if not _has(each, token)])
+        if rest or not value:
+            kept.append((name, rest))
+        else:
+            taken.add(field)
     headers = (*kept, (TAKEN, b", ".join(sorted(taken))))
-    target = request.target
-    query = request.query
-    if token in target:
-        target = without_credentials(target)
-        query = target.partition(b"?")[2].decode("utf-8", "backslashreplace")
+    target = _target_without(request.target, token)
+    query = target.partition(b"?")[2].decode("utf-8", "backslashreplace")
     return msgspec.structs.replace(
         request, target=target, query=query, headers=headers, fields=index(headers)
     )
 
 
-def _carries(name: bytes, value: bytes, token: bytes) -> bool:
-    carrier = name.lower()
-    if carrier not in _CARRIERS or token not in value:
-        return False
-    return token in _tokens(value, schemed=carrier in _SCHEMED) or token in _WORDS.split(value)
+def _target_without(target: bytes, token: bytes) -> bytes:
+    path, found, query = target.partition(b"?")
+    parts = query.split(b"&")
+    kept = [part for part in parts if not _has(part, token) and not _has(part.replace(b"+", b" "), token)]
+    return target if len(kept) == len(parts) else path + found + b"&".join(kept)
+
+
+def _has(text: bytes, token: bytes) -> bool:
+    return token in text or (b"%" in text and token in unquote_to_bytes(text))
 
 
 def _is_heavy(request: Request) -> bool:

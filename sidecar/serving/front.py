@@ -7,6 +7,7 @@ latency line, whatever becomes of it.
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sidecar.config import Config
@@ -19,8 +20,9 @@ from sidecar.serving.calls import Calls
 from sidecar.serving.clients import Clients
 from sidecar.serving.errors import own_error
 from sidecar.serving.own import RESERVED, Own
+from sidecar.serving.routes import as_sent
 from sidecar.serving.shell import Arriving, ClientGoneError
-from sidecar.serving.siblings import Handing
+from sidecar.serving.siblings import HEADROOM, Handing
 from sidecar.serving.submit import Submit
 from sidecar.serving.upgrade import Upgrades
 from sidecar.serving.visit import Visit, name
@@ -55,6 +57,8 @@ class Front:
         self._handing = handing
         self._upgrades = upgrades
         self.clients = clients
+        if upgrades is not None and clients is not None:
+            upgrades.allowed = lambda visit: visit.client is None or clients.knows(visit.client)
         self._take = take
         self._on_fault = on_fault
         self.written: Callable[[Visit, Line], None] = lambda _visit, _line: None
@@ -114,18 +118,19 @@ class Front:
             raise
         finally:
             self.visits.discard(visit)
-            if self.clients is not None and visit.client is not None:
-                self.clients.leave(visit.client)
+            if self.clients is not None:
+                self._leave(self.clients, visit)
             if not self.visits:
                 self.idle.set()
             self.account(visit)
 
     async def _serve(self, visit: Visit, raw: Arriving) -> None:
         trace, reply, backend = visit.trace, visit.reply, self._backend
-        request = came = raw.head()
+        request = came = as_sent(raw.head())
         # Any other form of target may hold a credential, and is refused anyway.
         trace.path = request.path[:1024] if request.path.startswith("/") else ""
-        if self.ending:
+        # Where an upgrade is ignored or refused, aiohttp's parser loses what is pipelined behind the request.
+        if self.ending or b"upgrade" in request.fields:
             reply.keep_alive = False
         visit.dialect = backend.dialect(request, None)
         trace.parent = request.fields.get(b"traceparent")
@@ -137,19 +142,19 @@ class Front:
         asking = backend.caller(request, raw, client)
         trace.tenant = asking.tenant if client is not None or not clients else None
         trace.feature = name(request.fields.get(b"slipstream-feature"))
-        backend.check(came)
+        backend.check(came, HEADROOM if raw.handed else 0)
         if clients is not None and request.path != RESERVED + "healthz":
             clients.demand(client, request)
-        if b"upgrade" in request.fields:
-            # Where it is ignored, aiohttp's parser loses what is pipelined behind such a request.
-            reply.keep_alive = False
         if request.path != RESERVED + "healthz":
             self._admit()
         if self.full is not None and not request.path.startswith(RESERVED):
             raise RefusedError("overloaded", self.full, close=False)
-        if clients is not None and client is not None and not raw.handed and not _is_free(request):
-            clients.enter(client, request)
-            visit.client = client
+        if clients is not None and client is not None and not _is_free(request):
+            if not raw.handed:
+                clients.enter(client, request)
+                visit.client = client
+                visit.room = partial(clients.room, client, request)
+            visit.whose = client
         if self._upgrades is not None and intake.for_websocket(came):
             await self._upgrades.serve(visit, raw, request, asking)
             return
@@ -175,6 +180,19 @@ class Front:
         most = self._config.limits.requests
         if self.active > most:
             raise RefusedError("overloaded", f"{most} requests are being served", close=False)
+
+    @staticmethod
+    def _leave(clients: Clients, visit: Visit) -> None:
+        """It no longer counts against its client's limits; a call that it leaves alone does, until that has
+        ended or somebody reads on."""
+        if visit.client is not None:
+            clients.leave(visit.client)
+        whose, live = visit.whose, visit.live
+        if whose is None or live is None or live.held:
+            return
+        if live.recording.end is None and not live.recording.readers:
+            clients.left(whose, 1)
+            live.settled.append(partial(clients.left, whose, -1))
 
     def refuse(self, visit: Visit, fault: Fault, retry: int = 1) -> None:
         """Answer with an error of the sidecar's own, as far as that can still be done. `retry`: see

@@ -39,12 +39,18 @@ class Inbound:
             public=self._config.server.allow_public,
         )
 
-    def reload(self, config: Config) -> None:
-        """Take the clients of that configuration, and the keys that are in the files now. Which upstreams
-        there are does not change. Raises ConfigError, and nothing has changed then."""
-        self.clients.check(config)
-        self.keys.read()
-        self.clients.reload(config)
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """Make ready to take the clients of that configuration, and the keys that are in the files now, in
+        any thread. What is returned takes them, and does not fail. Which upstreams there are does not change.
+        Raises ConfigError."""
+        keys = self.keys.prepare()
+        clients = self.clients.prepare(config)  # last: what it has opened is closed only if it is taken
+
+        def take() -> None:
+            keys()
+            clients()
+
+        return take
 
     def close(self) -> None:
         """Be done with them."""

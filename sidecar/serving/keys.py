@@ -6,13 +6,16 @@ configuration, not in what is stored, not in any message.
 """
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from sidecar.checks_inbound import read_key
 from sidecar.config import UpstreamTable
 from sidecar.core.dialects import Dialect
+from sidecar.core.errors import RefusedError
 from sidecar.core.fingerprint import without_credentials
 from sidecar.core.headers import CREDENTIALS
 from sidecar.engine.source import Call
@@ -26,7 +29,10 @@ _BY_PROVIDER = {"anthropic": b"x-api-key", "gcp.gemini": b"x-goog-api-key"}
 """Where gateways that speak a provider's format expect a key: where the provider's SDKs put it."""
 _AZURE = ".openai.azure.com"
 _PROTOCOL = b"sec-websocket-protocol"
+_BROWSERS = b"openai-insecure-api-key."
 _ALWAYS = frozenset({*CREDENTIALS, b"proxy-authorization"})
+_OUT = re.compile(rb"(?:^|[/\\])\.{1,2}(?:[/\\;#?]|$)")
+"""With what servers take for a slash, and for the end of a segment."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -55,10 +61,20 @@ class Keys:
 
     def read(self) -> None:
         """Read the files, again if need be: all of them, or nothing changes. Raises ConfigError."""
-        self._keys = {
+        self.prepare()()
+
+    def prepare(self) -> Callable[[], None]:
+        """Read them, in any thread. What is returned makes use of what was in them, and does not fail. Raises
+        ConfigError."""
+        keys = {
             place_of(table): self._key(table, read_key(f"upstreams[{number}].key_file", table.key_file or ""))
             for number, table in self._tables
         }
+
+        def take() -> None:
+            self._keys = keys
+
+        return take
 
     def assume(self) -> None:
         """Take them for read, without their values: for those who send nothing."""
@@ -77,19 +93,28 @@ def keyed(call: Call, key: Key, dialect: Dialect | None) -> Call:
     """The call with the sidecar's key, and no other credential. `dialect`: of the request."""
     name, value = _field(call.origin.host, key, dialect)
     dropped = _ALWAYS | {name.lower()}
-    headers = [
-        (field, _without_key(content) if field.lower() == _PROTOCOL else content)
-        for field, content in call.headers
-        if field.lower() not in dropped
-    ]
+    headers = []
+    for field, content in call.headers:
+        rest = _without_key(content) if field.lower() == _PROTOCOL else content
+        if field.lower() not in dropped and (rest or not content):
+            headers.append((field, rest))
     headers.append((name, value))
     return msgspec.structs.replace(call, target=without_credentials(call.target), headers=headers)
+
+
+def check_path(target: bytes) -> None:
+    """Raises RefusedError for a path that an upstream may take for one outside of where its URL leads: the
+    key is for what is there."""
+    path = unquote_to_bytes(target.partition(b"?")[0])
+    if _OUT.search(path) is not None:
+        detail = "the path has a segment . or .., and with a key of the sidecar's it must not lead elsewhere"
+        raise RefusedError("bad_request", detail, close=False)
 
 
 def _without_key(protocols: bytes) -> bytes:
     """The subprotocols of a WebSocket, among which browsers put a key: they can set no other field."""
     members = [member.strip() for member in protocols.split(b",")]
-    return b", ".join([member for member in members if not member.startswith(b"openai-insecure-api-key.")])
+    return b", ".join([member for member in members if not member.lower().startswith(_BROWSERS)])
 
 
 def _field(host: str, key: Key, dialect: Dialect | None) -> tuple[bytes, bytes]:

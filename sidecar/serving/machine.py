@@ -1,7 +1,6 @@
-"""What the kernel says of this process: the memory it takes, what it may take, and whether a descriptor is to
-be had. Linux only; elsewhere nobody knows, which is no error."""
+"""What the kernel says of this process: the memory it takes, and what it may take. Linux only; elsewhere
+nobody knows, which is no error."""
 
-import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -40,20 +39,12 @@ class Memory:
 
 def allowed(root: Path = _SYSTEM, proc: Path = _PROC) -> int | None:
     """Bytes that this process and those beside it may take: the least limit of its control groups, or the
-    machine's memory. None where that cannot be told."""
+    machine's memory. Beyond some of them the kernel kills, beyond others it only slows down, which is no
+    better for who waits. None where that cannot be told."""
     limits = [limit for folder, name in _groups(root, proc) if (limit := _read(folder, name)) is not None]
     with suppress(OSError, ValueError, AttributeError):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min([limit for limit in limits if 0 < limit < _UNLIMITED], default=None)
-
-
-def descriptor_free(spare: int = 2) -> bool:
-    """Whether one could be opened now. `spare`: a descriptor that is open."""
-    try:
-        os.close(os.dup(spare))
-    except OSError as error:
-        return error.errno not in (errno.EMFILE, errno.ENFILE)
-    return True
 
 
 def _groups(root: Path, proc: Path) -> list[tuple[Path, str]]:
@@ -63,21 +54,22 @@ def _groups(root: Path, proc: Path) -> list[tuple[Path, str]]:
         lines = (proc / "cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return []
-    found = []
+    found: list[tuple[Path, str]] = []
+    names: tuple[str, ...]
     for line in lines:
         _, _, rest = line.partition(":")
         kinds, _, path = rest.partition(":")
         if not kinds:
-            top, name = root, "memory.max"
+            top, names = root, ("memory.max", "memory.high")
         elif "memory" in kinds.split(","):
-            top, name = root / "memory", "memory.limit_in_bytes"
+            top, names = root / "memory", ("memory.limit_in_bytes",)
         else:
             continue
         folder = top / path.lstrip("/")
         while folder != top and top in folder.parents:
-            found.append((folder, name))
+            found += [(folder, name) for name in names]
             folder = folder.parent
-        found.append((top, name))
+        found += [(top, name) for name in names]
     return found
 
 

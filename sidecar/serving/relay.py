@@ -18,8 +18,11 @@ from sidecar.engine.wire import Wire
 
 LINGER = 0.75
 """Seconds for the other side to finish, once one has closed: so long may a client that has left cost."""
-RESTART, AWAY = 1012, 1001
-"""What a server and a client say that are stopped (RFC 6455, 7.4.1, and IANA's registry of close codes)."""
+REPLY = 3.0
+"""Seconds where it was told why, and has not replied: closing before that could take the reason from it."""
+RESTART, AWAY, POLICY = 1012, 1001, 1008
+"""What a server and a client say that are stopped, and a server to who may not go on (RFC 6455, 7.4.1, and
+IANA's registry of close codes)."""
 
 
 class Relay:
@@ -50,13 +53,14 @@ class Relay:
         self.upstream.wire.listen(self.upstream)
         self.client.wire.listen(self.client)
 
-    def stop(self) -> None:
-        """End it because the sidecar stops. Each side gets a close frame, unless the other one has sent it
-        one already; where that would be inside of a frame, once the frame is over, if that is soon."""
-        self.settle(Outcome.TRUNCATED, "draining")
-        self.upstream.dismiss(RESTART, None)
+    def stop(self, error: str = "draining", code: int = RESTART) -> None:
+        """End it because the sidecar stops, or because of another `error`, with that `code` for the client.
+        Each side gets a close frame, unless the other one has sent it one already; where that would be inside
+        of a frame, once the frame is over, if that is soon."""
+        self.settle(Outcome.TRUNCATED, error)
+        self.upstream.dismiss(code, None)
         self.client.dismiss(AWAY, os.urandom(4))
-        self._linger()
+        self._linger(LINGER)
 
     def close(self) -> None:
         """End it now. What was written may still be delivered: to the client as long as clients may take for
@@ -91,7 +95,8 @@ class Relay:
             # What the other side is still sending has to be read: closing on it would be a reset, which may
             # take from it what it was just told.
             end.peer.wire.finish()
-            self._linger()
+            replies = end.frames.close_code is not None and end.peer.frames.close_code is None
+            self._linger(REPLY if replies else LINGER)
 
     def closing(self, end: "End") -> None:
         """A close frame from there has been passed on."""
@@ -119,9 +124,9 @@ class Relay:
         """Whether both have sent their close frames, after which there is nothing to say."""
         return self.client.frames.close_code is not None and self.upstream.frames.close_code is not None
 
-    def _linger(self) -> None:
+    def _linger(self, seconds: float) -> None:
         if self._timer is None and not self._closing:
-            self._timer = self._loop.call_later(LINGER, self._linger_no_more)
+            self._timer = self._loop.call_later(seconds, self._linger_no_more)
 
     def _linger_no_more(self) -> None:
         self._lingered = True
@@ -146,6 +151,7 @@ class End:
         """Nor does anything get there."""
         self._due: bytes | None = None
         """A close frame that is to follow the current frame; what comes after that is for nobody."""
+        self._code = RESTART
         self._dismissed = False
         self._taken = 0
         self._watch: asyncio.TimerHandle | None = None
@@ -153,7 +159,7 @@ class End:
     def dismiss(self, code: int, mask: bytes | None) -> None:
         """Let the other side hear no more from here but a close frame, as soon as there is room for one."""
         if self.frames.close_code is None:
-            self._due = close_frame(code, mask=mask)
+            self._due, self._code = close_frame(code, mask=mask), code
             self._dismiss()
 
     def _dismiss(self) -> None:
@@ -163,7 +169,7 @@ class End:
         self._pass(self._due)
         self.peer.wire.finish()
         if self is self._relay.upstream and self._relay.close_code is None:
-            self._relay.close_code = RESTART
+            self._relay.close_code = self._code
 
     def _pass(self, data: bytes) -> None:
         self.passed += len(data)

@@ -245,9 +245,11 @@ class Render:
         if end.fault is None:
             raise ClientGoneError("the call was given up")
         if not self._reply.started:
-            # A body that broke off leaves the connection out of step.
-            client = end.fault.kind in ("bad_request", "request_timeout")
-            raise RefusedError(end.fault.kind, end.fault.detail, close=client)
+            # A body that broke off leaves the connection out of step. Where no descriptor was free for a call
+            # (nothing else ends one as `overloaded`), the client's own makes room: who is refused and stays
+            # would keep the next one from being served, for good.
+            close = end.fault.kind in ("bad_request", "request_timeout", "overloaded")
+            raise RefusedError(end.fault.kind, end.fault.detail, close=close)
         self._trace.outcome = end.outcome
         self._break_off(end.fault, status_of(end.fault), None)
 

@@ -6,12 +6,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from sidecar.config import CacheRule, Config, UpstreamTable
 from sidecar.core.caching import Terms
 from sidecar.core.dialects import Dialect
-from sidecar.core.headers import tokens
+from sidecar.core.headers import index, tokens
 from sidecar.core.types import Request
 from sidecar.core.values import Patience
 from sidecar.engine.source import Origin
@@ -109,7 +109,7 @@ class Routes:
         self._semantic = config.semantic
         self._thresholds: dict[str, float] = _longest_first(config.semantic.paths)
         self._rules: dict[str, CacheRule] = _longest_first(config.cache.paths)
-        self._terms: dict[tuple[str, str], Terms] = {}
+        self._terms: dict[tuple[str, str], tuple[CacheRule | None, Terms]] = {}
         self._default = config.disconnect.default
         self._routes = sorted(made, key=lambda route: route.weight, reverse=True)
         self.tables = tables
@@ -147,9 +147,11 @@ class Routes:
         """What goes for the answers from there: as configured for the path, else for the upstream, else for
         all."""
         name = (route.name, next((prefix for prefix in self._rules if _below(path, prefix)), ""))
-        terms = self._terms.get(name)
-        if terms is None:
-            terms = self._terms[name] = self._terms_of(route.rule, self._rules.get(name[1]))
+        rule, terms = self._terms.get(name, (None, None))
+        # A request that came before the configuration was read again still goes by its route of then.
+        if terms is None or rule is not route.rule:
+            terms = self._terms_of(route.rule, self._rules.get(name[1]))
+            self._terms[name] = route.rule, terms
         return terms
 
     def _terms_of(self, *rules: CacheRule | None) -> Terms:
@@ -182,6 +184,14 @@ class Routes:
             if _below(path, prefix):
                 return seconds
         return self._default if route.patience is None else route.patience
+
+
+def as_sent(request: Request) -> Request:
+    """A request that comes from outside: what it says in `TAKEN` itself is not for it to say."""
+    if TAKEN not in request.fields:
+        return request
+    headers = tuple([field for field in request.headers if field[0].lower() != TAKEN])
+    return replace(request, headers=headers, fields=index(headers))
 
 
 def _names(request: Request) -> Collection[bytes]:

@@ -15,6 +15,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 _WORD = 8
@@ -86,6 +87,16 @@ class Shares:
         self._times.release()
         self._counts.release()
         self._map.close()
+
+
+def clear(path: Path, worker: int, workers: int) -> None:
+    """A worker has ended: nothing of what it counted as running still runs. `path`, `workers`: as in
+    `Shares`."""
+    for each in path.parent.glob(f"{path.name}-*"):
+        with suppress(OSError, ValueError), each.open("r+b") as file, mmap.mmap(file.fileno(), 0) as table:
+            count = len(table) // _WORD // (1 + workers)
+            begin = (1 + worker) * count * _WORD
+            table[begin : begin + count * _WORD] = bytes(count * _WORD)
 
 
 def paced(due: float, now: float, rate: float) -> tuple[float, float]:

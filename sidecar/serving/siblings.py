@@ -12,12 +12,15 @@ from sidecar.core.fingerprint import Caller
 from sidecar.core.ids import event_id, worker_of
 from sidecar.core.types import Request
 from sidecar.serving import intake
+from sidecar.serving.own import RESERVED
 from sidecar.serving.shell import Arriving
 from sidecar.serving.visit import Visit
 
 JOBS = 0
 """The worker that keeps background jobs."""
-_ID = re.compile(r"/_slipstream/(?:streams|jobs)/([^/]+)(?:/result)?")
+HEADROOM = 1024
+"""Bytes by which the head of a request may grow as it is handed over."""
+_ID = re.compile(RESERVED + r"(?:streams|jobs)/([^/]+)(?:/result)?")
 
 
 class Siblings(Protocol):
@@ -29,7 +32,8 @@ class Siblings(Protocol):
     """Of all."""
 
     async def hand_over(self, worker: int, visit: Visit, raw: Arriving, request: Request) -> bool:
-        """Let another worker serve a request to its end; False if it is not there, and nothing was sent.
+        """Let another worker serve a request to its end; False if it is not there, or has ended before it
+        said anything: the client has been sent nothing then.
 
         `request`: as it came. Raises RefusedError, ClientGoneError.
         """
@@ -62,7 +66,8 @@ class Handing:
             return False
         # As it came: the other one looks for itself who asks.
         if not await self._siblings.hand_over(worker, visit, raw, raw.head()):
-            if intake.preference(request) is not None or "/jobs/" in request.path:
+            found = _ID.fullmatch(request.path)
+            if found[1][0] == "j" if found is not None else intake.preference(request) is not None:
                 raise RefusedError("jobs_unavailable", "the worker that keeps them is being restarted")
             raise RefusedError("gone", "the worker that held the stream has ended; send the request again")
         return True
@@ -75,6 +80,8 @@ def holder(siblings: Siblings, secret: bytes, request: Request, caller: Caller) 
     found = _ID.fullmatch(request.path)
     if found is not None:
         name: str | None = found[1]
+    elif request.path.startswith(RESERVED):
+        return None  # it is about this process
     elif intake.preference(request) is not None:
         return JOBS if siblings.number != JOBS else None
     else:

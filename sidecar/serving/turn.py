@@ -127,6 +127,7 @@ class Turn:
         if len(hub) - checks >= self._config.limits.requests:
             # Calls that go on without their clients take places, too.
             raise RefusedError("overloaded", f"{len(hub)} calls are running", close=False)
+        self._visit.room()
         limit = RETAINED if asked.dialect is not None and not hub.brief else 0
         if hub.brief and self._ask.keep is not None:
             self._answers.count("not_stored_memory")

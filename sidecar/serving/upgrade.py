@@ -27,7 +27,7 @@ from sidecar.engine.wire import Wire
 from sidecar.serving import intake
 from sidecar.serving.asks import Asks
 from sidecar.serving.follow import Follow
-from sidecar.serving.relay import Relay
+from sidecar.serving.relay import POLICY, Relay
 from sidecar.serving.routes import Route, provider
 from sidecar.serving.shell import Arriving
 from sidecar.serving.visit import NAME, Visit
@@ -59,12 +59,21 @@ class Upgrades:
         self._authorized = authorized
         self.ended: Callable[[counting.Call], None] = lambda _call: None
         """Told of each connection that was a WebSocket, when it has ended."""
+        self.allowed: Callable[[Visit], bool] = lambda _visit: True
+        """Whether who asked for it is still somebody who may ask."""
         self._opening: set[asyncio.Timeout] = set()
-        self._relays: set[Relay] = set()
+        self._relays: dict[Relay, Visit] = {}
 
     def __len__(self) -> int:
         """How many there are, those included that are being opened."""
         return len(self._opening) + len(self._relays)
+
+    def reload(self, config: Config) -> None:
+        """End those of clients that are gone; the rest goes on as it began."""
+        del config
+        for relay, visit in list(self._relays.items()):
+            if not self.allowed(visit):
+                relay.stop("unauthorized", POLICY)
 
     def stop(self) -> None:
         """End all of them, because the sidecar stops."""
@@ -85,8 +94,11 @@ class Upgrades:
         trace.cache = "bypass" if self._config.cache.mode != "off" else "off"
         trace.timings = timings = Timings()
         call = self._authorized(intake.handshake(request, route), route, dialect)
+        visit.room()
         source = await self._open(call, timings)
         try:
+            if not self.allowed(visit):
+                raise RefusedError("unauthorized", "this client was taken out of the configuration")
             if not isinstance(source, Handshake) or source.wire is None:
                 await self._decline(visit, request, caller, call, source)
                 return
@@ -132,7 +144,7 @@ class Upgrades:
             raise
         visit.relay = relay = Relay(client, upstream, timeouts.client, timeouts.stall)
         reply.started, reply.keep_alive, trace.stream = True, False, True
-        self._relays.add(relay)
+        self._relays[relay] = visit
         try:
             client.write(answer)
             trace.status, trace.head_at = head.status, time.perf_counter()
@@ -140,7 +152,7 @@ class Upgrades:
             await relay.over
         finally:
             relay.close()  # whatever happens to the task
-            self._relays.discard(relay)
+            del self._relays[relay]
             reply.sent = relay.upstream.passed
             trace.outcome, trace.error = relay.outcome or Outcome.CANCELLED, relay.error
             trace.close_code = relay.close_code

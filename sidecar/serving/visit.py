@@ -1,5 +1,6 @@
 """One client request while it is served, and the line that is left of it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -41,17 +42,20 @@ class Visit:
         "came",
         "client",
         "dialect",
+        "elsewhere",
         "hit",
         "inquiry",
         "live",
         "logged",
         "relay",
         "reply",
+        "room",
         "root",
         "stored",
         "taken",
         "took",
         "trace",
+        "whose",
     )
 
     def __init__(self, method: str, reply: Reply, root: str = "") -> None:
@@ -72,12 +76,18 @@ class Visit:
         self.taken = False
         """The client has been sent all that there was of the answer."""
         self.logged = False
+        self.elsewhere = False
+        """Another worker serves it, and counts it."""
         self.relay: Relay | None = None
         """The WebSocket that it has become."""
         self.came: Request | None = None
         """The request as it came, if it came with a client's token."""
         self.client: Client | None = None
         """Whose limits it counts against, while it does."""
+        self.whose: Client | None = None
+        """Whose limits a call counts against that goes on when it has ended."""
+        self.room: Callable[[], None] = lambda: None
+        """Raises RefusedError where its client may begin no further call."""
 
     def left(self) -> Outcome:
         """What came of a request whose client has hung up: perhaps it had all it wanted."""

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
@@ -51,7 +51,7 @@ class LineWriter:
         """`turn`: a file that is locked for each write, where other processes write to the same stream: what
         does not fit into a pipe at once could else end up inside of another one's line."""
         self._stream = stream
-        self._turn = _Turn(turn) if turn is not None else nullcontext()
+        self._turn: AbstractContextManager[None] = _Turn(turn) if turn is not None else nullcontext()
         self._lines: list[bytes] = []
         self._queued = 0
         self._dropped = 0
@@ -65,6 +65,10 @@ class LineWriter:
         self._scheduled = False
         self._thread = threading.Thread(target=self._run, name="slipstream-log", daemon=True)
         self._thread.start()
+
+    def share(self, turn: Path) -> None:
+        """From now on others write to the same stream; see `turn`."""
+        self._turn = _Turn(turn)
 
     def write(self, line: bytes) -> None:
         """Queue one line, newline included."""

@@ -7,6 +7,8 @@ connection; a connection is reused only when the last answer on it left no doubt
 
 import asyncio
 import errno
+import heapq
+import os
 import select
 import socket
 import ssl
@@ -20,12 +22,15 @@ from sidecar.config import Limits, Timeouts
 from sidecar.core.errors import UpstreamError
 from sidecar.core.types import Timings
 from sidecar.engine.source import Call, Origin
+from sidecar.upstream.descriptors import NO_DESCRIPTOR, descriptor_free
 from sidecar.upstream.exchange import Exchange
 from sidecar.upstream.handshake import Handshake
 
 IDLE = 30.0
 """Seconds an unused connection is kept: less than servers and load balancers usually keep theirs."""
 IDLE_PER_ORIGIN = 256
+_GIVEN_UP = 8
+"""Idle connections that make room for a new one: more than it takes, for others may be waiting, too."""
 _TURNS = 3
 """Of the event loop, until connections that were aborted have let go of their descriptors."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -166,7 +171,10 @@ class Client:
         for timer in (self._sweeper, self._clock):
             if timer is not None:
                 timer.cancel()
-        self._drop_idle()
+        for idle in self._idle.values():
+            for connection in idle:
+                connection.abort()
+        self._idle.clear()
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -221,23 +229,25 @@ class Client:
         return await self._dial(origin)
 
     def _drop_idle(self) -> None:
-        for idle in self._idle.values():
-            for connection in idle:
-                connection.abort()
-        self._idle.clear()
+        """Close a few of those that were not used for longest."""
+        idle = [connection for kept in self._idle.values() for connection in kept]
+        for connection in heapq.nsmallest(_GIVEN_UP, idle, key=lambda connection: connection.idle_since):
+            self._idle[connection.origin].remove(connection)
+            connection.abort()
 
     async def _dial(self, origin: Origin) -> Connection:
         where = f"{origin.host}:{origin.port}"
         try:
+            secure = origin.scheme == "https"
+            context = self._context() if secure else None
             async with asyncio.timeout(self._timeouts.connect):
                 found = await self._loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
                 # RFC 8305: a broken IPv6 route must not cost the whole connect timeout.
                 connected = await start_connection(found, happy_eyeballs_delay=0.25, interleave=1)
-                secure = origin.scheme == "https"
                 _, connection = await self._loop.create_connection(
                     lambda: Connection(origin),
                     sock=connected,
-                    ssl=self._context() if secure else None,
+                    ssl=context,
                     server_hostname=origin.host if secure else None,
                 )
         except TimeoutError:
@@ -246,6 +256,8 @@ class Client:
                 f"no connection to {where} within {self._timeouts.connect:g} s",
             ) from None
         except socket.gaierror as error:
+            if not descriptor_free():  # a look-up opens files and sockets, and does not say what it lacked
+                raise _exhausted() from None
             raise UpstreamError("upstream_unreachable", f"{where}: {error.strerror}") from None
         except UnicodeError:
             raise UpstreamError("upstream_unreachable", f"{where}: not a host name") from None
@@ -258,8 +270,9 @@ class Client:
             # The loop's word for a socket that was closed under it.
             raise UpstreamError("upstream_unreachable", f"{where}: {error}") from None
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise UpstreamError("overloaded", "no file descriptor is free; raise LimitNOFILE") from None
+            # Without a number: several addresses failed, each in its own way.
+            if error.errno in NO_DESCRIPTOR or (error.errno is None and not descriptor_free()):
+                raise _exhausted() from None
             if isinstance(error, ConnectionRefusedError):
                 raise UpstreamError(
                     "upstream_unreachable", f"{where}: connection refused; is it running?"
@@ -269,6 +282,18 @@ class Client:
         return connection
 
     def _context(self) -> ssl.SSLContext:
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-        return self._tls
+        """Made when it is first needed: that takes some 30 ms. Raises OSError where no descriptor is free."""
+        if self._tls is not None:
+            return self._tls
+        made = ssl.create_default_context()
+        if not made.cert_store_stats()["x509"] and ssl.get_default_verify_paths().cafile is not None:
+            # OpenSSL does not say that it could not open the file. Kept, this one would never trust anybody.
+            if not descriptor_free():
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return made
+        self._tls = made
+        return made
+
+
+def _exhausted() -> UpstreamError:
+    return UpstreamError("overloaded", "no file descriptor is free; raise LimitNOFILE")

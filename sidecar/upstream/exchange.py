@@ -155,6 +155,7 @@ class Exchange:
             parser.feed_data(data)
         except httptools.HttpParserUpgrade as found:
             self._switched(data[found.args[0] :])
+            return
         except httptools.HttpParserCallbackError as error:
             # Raised by our own callbacks: a verdict on the head, or a mistake of ours, which must show.
             self._fail(self._fault or error.__context__ or error)
@@ -264,8 +265,7 @@ class Exchange:
     def _fail(self, fault: BaseException) -> None:
         if self._done:
             return
-        if self._fault is None:
-            self._fault = fault
+        self._fault = self._fault or fault
         self._let_go(reusable=False)
         self._wake()
 

@@ -49,6 +49,8 @@ class Handshake(Exchange):
         self._release(connection, reusable=False)
         assert transport is not None
         self.wire = Wire(transport, rest)
-        self._has_head = self._overhead - len(rest) <= self._limit
+        self._overhead -= len(rest)
+        self._has_head = self._overhead <= self._limit
         if not self._has_head:
             self._fault = UpstreamError("upstream_protocol", "its headers are too large")
+        self._finished()

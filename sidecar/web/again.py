@@ -100,12 +100,18 @@ class Again:
         """What was answered from memory once."""
         self._since = 0.0
         """When it was told to forget."""
+        self._short = False
 
     def forget(self) -> None:
         """Remember nothing, nor what is being answered now by what was known before."""
         self._since = time.perf_counter()
         self._known.clear()
         self._seen.clear()
+
+    def relieve(self, *, short: bool) -> None:
+        """Whether memory is short: then nothing is remembered."""
+        self._short = short
+        self.forget()
 
     def remember(self, visit: "Visit", reply: "Reply", line: Mapping[str, object]) -> None:
         """A request was answered from memory, and this was its line. What comes the second time is kept."""
@@ -114,7 +120,7 @@ class Again:
             return
         if hit is None or not whole or not reply.keep_alive or max(reply.sent, len(whole)) > _LONGEST:
             return
-        if visit.trace.started <= self._since:
+        if self._short or visit.trace.started <= self._since:
             return
         self._check_generation()
         name, _ = self._name(whole)

@@ -2,7 +2,9 @@
 
 The other one gets the request as it came and answers as if the client had come to it; what it says goes to
 the client as it is, head and framing included. So a hand-over can change nothing, and ends the way the answer
-does: whole, or cut. The line in the log is the other one's.
+does: whole, or cut. The line in the log is the other one's; only what becomes of a request that the other one
+has not answered is told here. Where that is for its body's sake the other one, which was asked, has a line of
+its own: that its client has left.
 """
 
 import asyncio
@@ -10,12 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import httptools
 import msgspec
 
 from sidecar.core.errors import RefusedError
 from sidecar.core.headers import NOT_FORWARDED, render, tokens
 from sidecar.core.types import Request
-from sidecar.serving.shares import Shares
+from sidecar.serving.shares import Shares, clear
 from sidecar.serving.shell import Arriving, Body, ClientGoneError
 from sidecar.serving.visit import Visit
 from sidecar.web.incoming import Incoming
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 _NOT_HANDED_ON = NOT_FORWARDED - {b"proxy-authorization"}
 _CHUNK = 256 << 10
+_SHARES = "shares"
 _CONNECT = 5.0
 """Seconds for a connection inside of this machine."""
 
@@ -46,7 +50,11 @@ class Place(msgspec.Struct, frozen=True):
 
     def shares(self, names: list[str]) -> Shares:
         """What clients of these names have used of their limits, in all workers. Raises OSError."""
-        return Shares(self.folder / "shares", self.number, self.count, names)
+        return Shares(self.folder / _SHARES, self.number, self.count, names)
+
+    def release(self) -> None:
+        """It has ended, and serves nothing any more that counts for somebody."""
+        clear(self.folder / _SHARES, self.number, self.count)
 
     @property
     def figures(self) -> Path:
@@ -66,25 +74,25 @@ class Handover:
 
     async def hand_over(self, worker: int, visit: Visit, raw: Arriving, request: Request) -> bool:
         """See `Siblings`."""
-        path = str(self._place.socket(worker))
-        try:
-            async with asyncio.timeout(_CONNECT):
-                reader, writer = await asyncio.open_unix_connection(path, limit=_CHUNK)
-        except (FileNotFoundError, ConnectionError):
+        connected = await self._connect(worker)
+        if connected is None:
             return False
-        except (OSError, TimeoutError) as error:
-            detail = f"worker {worker} takes no more: {getattr(error, 'strerror', None) or 'no answer'}"
-            raise RefusedError("overloaded", detail) from None
+        reader, writer = connected
         upload: asyncio.Task[None] | None = None
         try:
             body = await raw.body(request, keep=0)
             writer.write(_head(request, body))
-            visit.logged = True
+            visit.elsewhere = visit.logged = True
             if body.more is not None:
                 chunked = b"content-length" not in request.fields
                 upload = asyncio.create_task(_upload(body.more, writer, chunked=chunked))
             plain = Unchunked(request.method) if request.http10 else None
-            return await self._relay(reader, upload, visit, cast("Incoming", raw), plain)
+            if await self._relay(reader, upload, visit, cast("Incoming", raw), plain):
+                return True
+            visit.elsewhere = visit.logged = False
+        except RefusedError:
+            visit.elsewhere = visit.logged = False
+            raise
         finally:
             writer.transport.abort()
             if upload is not None:
@@ -93,6 +101,23 @@ class Handover:
                 await asyncio.wait({upload})
                 if not upload.cancelled():
                     upload.exception()
+        # It has ended, or it is there and could not take this: it has no descriptor left, for one.
+        connected = await self._connect(worker)
+        if connected is None:
+            return False
+        connected[1].transport.abort()
+        raise RefusedError("overloaded", f"worker {worker} closed the connection without an answer")
+
+    async def _connect(self, worker: int) -> "tuple[asyncio.StreamReader, asyncio.StreamWriter] | None":
+        """None if nobody listens there. Raises RefusedError."""
+        try:
+            async with asyncio.timeout(_CONNECT):
+                return await asyncio.open_unix_connection(str(self._place.socket(worker)), limit=_CHUNK)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        except (OSError, TimeoutError) as error:
+            detail = f"worker {worker} takes no more: {getattr(error, 'strerror', None) or 'no answer'}"
+            raise RefusedError("overloaded", detail) from None
 
     async def _relay(
         self,
@@ -103,12 +128,11 @@ class Handover:
         plain: Unchunked | None,
     ) -> bool:
         """Give the client what the other one says, until its end. Returns whether it said anything. `plain`:
-        for a client of HTTP/1.0."""
+        for a client of HTTP/1.0. Raises RefusedError, ClientGoneError."""
         reply = cast("Reply", visit.reply)
         reply.keep_alive = False
         first = await self._first(reader, upload)
         if not first:
-            visit.logged = False  # it has ended, and tells nothing
             return False
         data = first
         while data:
@@ -116,25 +140,30 @@ class Handover:
             if transport is None or transport.is_closing():
                 raise ClientGoneError("the client closed the connection")
             reply.started = True
-            transport.write(data if plain is None else plain.take(data))
+            try:
+                transport.write(data if plain is None else plain.take(data))
+            except httptools.HttpParserError:
+                reply.cut_to_close()
+                return True
             await reply.drained()
             data = await _read(reader)
         if plain is not None and not plain.whole:
-            reply.cut_to_close()
+            reply.cut_to_close() if plain.to_close else reply.cut()
         elif raw.transport is not None:
             close_within(raw.transport, self._timeout)
         return True
 
     @staticmethod
     async def _first(reader: asyncio.StreamReader, upload: "asyncio.Task[None] | None") -> bytes:
-        """The first bytes of the answer; b"" if the other one is gone. Raises what went wrong with the
-        request's body, which the other one need not hear of."""
+        """The first bytes of the answer; b"" if there is none. Raises what went wrong with the request's
+        body, which the other one need not hear of, and is why there is none then."""
         if upload is None:
             return await _read(reader)
         answer = asyncio.ensure_future(_read(reader))
         try:
             await asyncio.wait({answer, upload}, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done() and (error := upload.exception()) is not None:
+            answered = answer.done() and answer.result()
+            if not answered and upload.done() and (error := upload.exception()) is not None:
                 raise error
             return await answer
         finally:
@@ -146,7 +175,8 @@ def _head(request: Request, body: Body) -> bytes:
     fields = [field for field in request.headers if field[0].lower() not in _NOT_HANDED_ON]
     # What a client names there goes no further than to this sidecar, of which both are part.
     nominated = tokens(request.fields.get(b"connection", b"")) - {b"close", b"keep-alive", b"upgrade"}
-    connection = (b"Connection", b", ".join([b"close", *sorted(nominated)]))
+    # No space: the head must not outgrow what the other one takes.
+    connection = (b"Connection", b",".join([b"close", *sorted(nominated)]))
     if body.more is not None and b"content-length" not in request.fields:
         fields.append((b"Transfer-Encoding", b"chunked"))
     if request.http10 and b"host" not in request.fields:

@@ -19,16 +19,23 @@ from contextlib import suppress
 _AT_ONCE = 64
 """Connections that are taken in a row: those that are being served have their turn in between."""
 _OPENING = 1024
-"""Connections whose handshakes are not over; more wait in the kernel."""
+"""Connections whose handshakes are not over. Whoever is one too many takes the place of the oldest: clients
+that connect and say nothing keep nobody out."""
+_ALWAYS = 64
+"""So many of them may be open where there is room for fewer connections."""
 _PAUSE = 0.5
 """Seconds until the next try, where not even the reserve helps."""
 BACKLOG = 1024
-"""Connections that may wait to be taken."""
+"""Connections that may wait to be taken, where nobody else has said how many."""
 _LEFT = 64 << 10
 _WAITS = sys.platform == "win32"
 """Whether the event loop tells of no readiness, and has to be asked for each connection."""
 _NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE)
 _NO_MEMORY = (errno.ENOBUFS, errno.ENOMEM)
+
+
+class CrowdedOutError(Exception):
+    """A handshake was given up for one that began later."""
 
 
 class Listener:
@@ -42,23 +49,32 @@ class Listener:
         *,
         refusal: Callable[[], bytes],
         exhausted: Callable[[], None] = lambda: None,
-        tls: ssl.SSLContext | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        room: Callable[[], int] = lambda: _OPENING,
+        failed: Callable[[BaseException], None] = lambda _error: None,
+        on_fault: Callable[[BaseException], None] | None = None,
         handshake: float = 60.0,
         farewell: float = 30.0,
     ) -> None:
         """`refusal`: the whole answer for a client for whom there is no descriptor; `exhausted` is told of
-        each. `handshake`: seconds for that of TLS; `farewell`: for what is left to be sent when a connection
-        is closed, and for the client to close it, too."""
+        each. `tls`: what a handshake that begins now goes by; `room`: how many more connections there may be;
+        `failed` is told of handshakes, `on_fault` of mistakes of our own. `handshake`: seconds for that of
+        TLS; `farewell`: for what is left to be sent when a connection is closed, and for the client to close
+        it, too."""
         self._server = server
         self._factory = factory
         self._refusal = refusal
         self._exhausted = exhausted
         self._tls = tls
+        self._room = room
+        self._failed = failed
+        self._on_fault = on_fault
         self._handshake = handshake if tls is not None else None
         self._farewell = farewell if tls is not None else None
         self._loop = asyncio.get_running_loop()
         self._sockets: list[socket.socket] = []
-        self._opening: set[asyncio.Task[None]] = set()
+        self._opening: dict[asyncio.Task[None], socket.socket] = {}
+        """The oldest comes first."""
         self._waiting: set[asyncio.Task[None]] = set()
         self._paused = False
         self._timer: asyncio.TimerHandle | None = None
@@ -81,7 +97,8 @@ class Listener:
             # The loop has given the server's own to a transport, and lets nobody else read from it.
             made = bound.dup() if _WAITS else socket.socket(fileno=os.dup(bound.fileno()))
             made.setblocking(False)  # noqa: FBT003 - the standard library's
-            made.listen(BACKLOG)
+            if not made.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                made.listen(BACKLOG)  # on one that listens already it would replace what a manager chose
             self._sockets.append(made)
         if _WAITS:
             self._waiting = {self._loop.create_task(self._wait_for(made)) for made in self._sockets}
@@ -153,31 +170,45 @@ class Listener:
         made.setblocking(False)  # noqa: FBT003 - the standard library's
         with suppress(OSError):  # it is of no use for a Unix socket, nor where the client has left
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is not None and len(self._opening) >= max(_ALWAYS, min(_OPENING, self._room())):
+            self._drop_oldest()
         task = self._loop.create_task(self._open(made))
-        self._opening.add(task)
+        self._opening[task] = made
         task.add_done_callback(self._opened)
-        if len(self._opening) >= _OPENING:
-            self._pause()
+
+    def _drop_oldest(self) -> None:
+        for task in self._opening:
+            if not task.cancelling():
+                task.cancel()
+                self._failed(CrowdedOutError())
+                return
 
     async def _open(self, made: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(
                 self._factory,
                 made,
-                ssl=self._tls,
+                ssl=self._tls() if self._tls is not None else None,
                 ssl_handshake_timeout=self._handshake,
                 ssl_shutdown_timeout=self._farewell,
             )
-        except OSError:
+        except OSError as error:
             made.close()  # the client has left, or speaks no TLS
+            if self._tls is not None:
+                self._failed(error)
+        except Exception as error:
+            made.close()
+            if self._on_fault is None:
+                raise
+            self._on_fault(error)
         except BaseException:
             made.close()
             raise
 
     def _opened(self, task: asyncio.Task[None]) -> None:
-        self._opening.discard(task)
-        if self._paused and self._timer is None and self._sockets:
-            self._resume()
+        made = self._opening.pop(task)
+        if task.cancelled():
+            made.close()  # it may not even have begun
 
     # Without descriptors.
 

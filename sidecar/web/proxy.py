@@ -17,6 +17,8 @@ from sidecar.web.incoming import Incoming
 from sidecar.web.reply import Reply, Sent
 from sidecar.web.server import Protocol
 
+_NO_DESCRIPTOR = "no file descriptor is free; raise LimitNOFILE"
+
 
 class Proxy:
     """Serves what comes. One per process."""
@@ -76,6 +78,10 @@ class Proxy:
         )
         self._take(record(trace, heard(None, len(body)), time.perf_counter()), NOTHING)
         return render(start, [*fields, (b"Connection", b"close")]) + body
+
+    def refusal(self) -> bytes:
+        """The same for one for which there is no descriptor."""
+        return self.rejection(RefusedError("overloaded", _NO_DESCRIPTOR))
 
     def _remember(self, visit: Visit, line: Line) -> None:
         self._again.remember(visit, cast("Reply", visit.reply), line)

@@ -21,6 +21,7 @@ from sidecar.web.reply import Sent, close_within
 
 KEEP_ALIVE = 75.0
 """Seconds an idle client connection is kept."""
+FIELDS = 256
 LINGERING = 32
 """Refused connections that may wait for their client to read why."""
 LINGER = 2.0
@@ -233,14 +234,12 @@ class Protocol(web.RequestHandler):
     def _too_slow(self) -> None:
         self._header_timer = None
         if self._partial or not self._request_count:
-            limit = self._server.timeouts.client
-            self._reject("request_timeout", f"the headers were not complete within {limit:g} s")
+            self._reject("request_timeout", f"the headers were not complete within {self.client_timeout:g} s")
 
     def _reject(self, kind: str, detail: str) -> None:
         """Answer while no handler runs: there is no request to speak of."""
         self._heads_done()
-        transport = self.transport
-        if transport is None:
+        if (transport := self.transport) is None:
             return
         if self.incoming is not None and self._waiter is None:
             self.close()  # an answer is on its way; nothing more is read, and it ends with the connection
@@ -271,9 +270,10 @@ class Server(web.Server):
         limits: Limits,
         most: int,
         keep_alive: float = KEEP_ALIVE,
+        fields: int = FIELDS,
     ) -> None:
         """`refuse` answers a request, `reject` a connection; `again` answers one at once that came before, if
-        it can. `most`: connections at once; `keep_alive`: seconds that an idle one is kept."""
+        it can. `most`: connections at once; `keep_alive`: seconds for an idle one; `fields`: in a head."""
         super().__init__(
             cast("Any", handler),
             request_factory=cast("Any", Incoming),
@@ -283,7 +283,7 @@ class Server(web.Server):
             keepalive_timeout=keep_alive,
             max_line_size=limits.headers,
             max_field_size=limits.headers,
-            max_headers=256,
+            max_headers=fields,
             lingering_time=LINGER,
         )
         self.refuse = refuse

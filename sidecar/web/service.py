@@ -3,7 +3,6 @@
 import asyncio
 import socket
 import ssl
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,6 @@ from msgspec.structs import replace
 from structlog.typing import FilteringBoundLogger
 
 from sidecar.config import Config
-from sidecar.core.errors import RefusedError
 from sidecar.serving.assembly import Assembly, Stores
 from sidecar.serving.front import Line
 from sidecar.serving.machine import Memory
@@ -25,16 +23,15 @@ from sidecar.web.admin.private import Private
 from sidecar.web.admin.server import Admin
 from sidecar.web.admin.stored import Stored
 from sidecar.web.again import Again
-from sidecar.web.descriptors import clients_for
+from sidecar.web.descriptors import clients_possible
 from sidecar.web.handed import Handed
 from sidecar.web.handover import Handover, Place
+from sidecar.web.handshakes import Handshakes
 from sidecar.web.leave import leave
 from sidecar.web.listen import BACKLOG, Listener
 from sidecar.web.proxy import Proxy
 from sidecar.web.server import Server
 from sidecar.web.tls import HANDSHAKE, of
-
-_NO_DESCRIPTOR = "no file descriptor is free; raise LimitNOFILE"
 
 
 class AdminPort(msgspec.Struct, frozen=True):
@@ -97,7 +94,9 @@ class Service:
             made.answers, secret, routed, made.front.clients, made.meter.take, made.on_fault
         )
         self._proxy = Proxy(config, made.front, again, made.meter.take)
-        self._handed = Handed(config, place, self._proxy, made.on_fault) if place is not None else None
+        self._handed: Handed | None = None
+        if place is not None:
+            self._handed = Handed(config, place, self._proxy, made.on_fault, self._exhausted)
         self._admin = admin
         self._place = place
         self._private: Private | None = None
@@ -112,6 +111,7 @@ class Service:
         self._sockets = sockets
         self._lasting = lasting and bool(sockets)
         self._listeners: list[Listener] = []
+        self._handshakes = Handshakes(log)
         self._log = log
         self._memory: Memory | None = None
         self._watch: Watch | None = None
@@ -159,7 +159,7 @@ class Service:
             on_fault=self.assembly.on_fault,
             timeouts=config.timeouts,
             limits=config.limits,
-            most=min(config.limits.connections, _connections_possible()),
+            most=min(config.limits.connections, clients_possible()),
         )
         await self._listen(self._server)
         await self.assembly.start()
@@ -168,7 +168,7 @@ class Service:
         if self._private is not None and self._place is not None:
             await self._private.start(self._place.figures)
         self._memory = Memory()
-        self._watch = watch(config, self.assembly, self._log, self._memory, [self._again.forget])
+        self._watch = watch(config, self.assembly, self._log, self._memory, [self._again])
         self.assembly.board.memory = self._watch
         for listener in self._listeners:
             await listener.start_serving()
@@ -185,13 +185,17 @@ class Service:
         if not self._sockets:
             host, port = self._config.server.host, self._config.server.port
             bound.append(await listen(server, host, port, backlog=BACKLOG, start_serving=False))
+        tls = self.tls
         self._listeners = [
             Listener(
                 one,
                 server,
-                refusal=lambda: self._proxy.rejection(RefusedError("overloaded", _NO_DESCRIPTOR)),
+                refusal=self._proxy.refusal,
                 exhausted=self._exhausted,
-                tls=self.tls.context if self.tls is not None else None,
+                tls=(lambda: tls.context) if tls is not None else None,
+                room=lambda: server.most - server.serving,
+                failed=self._handshakes.failed,
+                on_fault=self.assembly.on_fault,
                 handshake=min(HANDSHAKE, self._config.timeouts.client),
                 farewell=self._config.timeouts.client,
             )
@@ -202,15 +206,19 @@ class Service:
         if self._watch is not None:
             self._watch.no_descriptor()
 
-    def reload(self, config: Config) -> None:
-        """Go by that configuration from now on, as far as it can be changed. Raises ConfigError, and has
-        changed nothing then."""
-        if self.tls is not None:
-            self.tls.check(config)
-        self.assembly.reload(config)
-        if self.tls is not None:
-            self.tls.reload(config)
-        self._again.forget()
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """Read what has to be read for another configuration, in any thread. What is returned goes by it from
+        then on, as far as it can be changed, and does not fail. Raises ConfigError."""
+        tls = self.tls.prepare(config) if self.tls is not None else None
+        assembly = self.assembly.prepare(config)
+
+        def take() -> None:
+            if tls is not None:
+                tls()
+            assembly()
+            self._again.forget()
+
+        return take
 
     async def stop(self, grace: float) -> bool:
         """Drain for at most `grace` seconds, then end what is left with an error the client can see.
@@ -228,6 +236,7 @@ class Service:
             await self._server.shutdown(0.1)
         for listener in self._listeners:
             await listener.wait_closed()
+        self._handshakes.stop()
         if self._handed is not None:
             await self._handed.stop()
         if self._private is not None:
@@ -240,19 +249,3 @@ class Service:
         if self.admin is not None:
             await self.admin.stop()
         return clean
-
-
-def _connections_possible() -> int:
-    """How many clients can be served when each may need a second descriptor for its upstream.
-
-    The soft limit is raised to the hard one first: it is low for programs that use select().
-    """
-    if sys.platform == "win32":
-        return 1 << 30
-    import resource  # noqa: PLC0415 - exists on POSIX only
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard and hard != resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    return 1 << 30 if soft == resource.RLIM_INFINITY else clients_for(soft)

@@ -1,16 +1,14 @@
-"""TLS on the proxy port: one context, whose certificate can be renewed while it is in use.
+"""TLS on the proxy port: a context for each certificate, so that it can be renewed while one is in use.
 
 A client must be able to tell an answer that was cut off from one that is over. Where a body ends with the
 connection (HTTP/1.0), TLS's own farewell (close_notify) says that nothing is missing, so a cut connection
 ends without one (RFC 8446, 6.1); see `Reply.cut`. Everywhere else HTTP's framing tells.
 """
 
-import os
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from sidecar.checks_inbound import find, load_pair
+from sidecar.checks_inbound import load_pair
 from sidecar.config import Config
 from sidecar.core.values import ConfigError
 
@@ -23,26 +21,23 @@ class Tls:
 
     def __init__(self, certificate: str, key: str) -> None:
         """Two PEM files. Raises ConfigError."""
-        self.context = _context()
-        load_pair(self.context, certificate, key)
+        self.context = _context(certificate, key)
+        """For handshakes that begin now."""
 
-    def check(self, config: Config) -> None:
-        """Raises ConfigError if `reload` would."""
-        if config.tls.certificate is None or config.tls.key is None:
-            raise ConfigError("tls.certificate: TLS can only be turned off by a restart")
-        load_pair(_context(), config.tls.certificate, config.tls.key)
-
-    def reload(self, config: Config) -> None:
-        """Read the files again that the configuration names; handshakes from now on use what is in them.
-        Raises ConfigError, and goes on with what there was."""
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """Read the files again that the configuration names; in any thread. What is returned has handshakes
+        use what was in them, and does not fail. Raises ConfigError."""
         certificate, key = config.tls.certificate, config.tls.key
         if certificate is None or key is None:
             raise ConfigError("tls.certificate: TLS can only be turned off by a restart")
-        # A context that was given half of a pair would fail every handshake. So another one has the first
-        # try, and this one the very same bytes: files may change in between.
-        with _copied(certificate) as one, _copied(key) as other:
-            load_pair(_context(), one, other, names=(certificate, key))
-            load_pair(self.context, one, other, names=(certificate, key))
+        # Another one: a context keeps a certificate for each type of key, and goes on with the old one if the
+        # new one is of another type.
+        context = _context(certificate, key)
+
+        def take() -> None:
+            self.context = context
+
+        return take
 
 
 def of(config: Config) -> Tls | None:
@@ -51,26 +46,10 @@ def of(config: Config) -> Tls | None:
     return Tls(tls.certificate, tls.key) if tls.certificate is not None and tls.key is not None else None
 
 
-def _context() -> ssl.SSLContext:
+def _context(certificate: str, key: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
+    load_pair(context, certificate, key)
     return context
-
-
-@contextmanager
-def _copied(name: str) -> Iterator[str]:
-    """A copy of a file that nobody else changes, and that is in memory only; the file itself where there is
-    no such thing, or none is allowed, or where it cannot be read, which is said by whoever tries."""
-    try:
-        content = find(name).read_bytes()
-        copy = os.memfd_create("tls", os.MFD_CLOEXEC)
-    except (AttributeError, OSError, ValueError):
-        yield name
-        return
-    try:
-        os.write(copy, content)
-        yield f"/proc/self/fd/{copy}"
-    finally:
-        os.close(copy)

@@ -15,7 +15,7 @@ class Unchunked:
         self.whole = False
         """It has come to its end."""
         self.to_close = False
-        """The end of the connection is the end of the body."""
+        """The end of the connection is the end of the body, as the client gets it."""
         self._bodiless = method == "HEAD"
         self._parser = httptools.HttpResponseParser(self)
         self._fields: list[tuple[bytes, bytes]] = []

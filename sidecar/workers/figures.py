@@ -98,6 +98,10 @@ class Gathered:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._worker.stop()
 
+    def served(self, number: int) -> None:
+        """A worker serves."""
+        self._served.add(number)
+
     def ended(self, number: int) -> None:
         """A worker's process has ended. To be called before there is another one in its place."""
         known = self._known.pop(number, None)

@@ -1,16 +1,23 @@
 """What workers have in common before they begin: an address, and a folder for their sockets."""
 
+import fcntl
 import os
 import shutil
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-_LONGEST = 80
-"""Characters of a folder whose sockets' names still fit into an address."""
+_LONGEST = 70
+"""Characters of a folder below which the names of sockets still fit into an address."""
+_PREFIX = "slipstream-"
+_ALIVE = "alive"
+"""A file that is locked for as long as the folder is in use."""
+LOG_TURN = "log.lock"
+"""A file in it; see `telemetry.log.LineWriter`."""
 
 
 def reserve(host: str, port: int) -> list[socket.socket]:
@@ -54,12 +61,26 @@ def bound(family: int, address: tuple[Any, ...], *, shared: bool) -> socket.sock
 def folder(environment: Mapping[str, str] = os.environ) -> Iterator[Path]:
     """A folder in which nobody else gets, gone when it is done with: below the service manager's
     (RUNTIME_DIRECTORY), or among the temporary ones. Raises OSError."""
-    given = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    made = Path(tempfile.mkdtemp(prefix="slipstream-", dir=given or None))
-    if len(str(made)) > _LONGEST and not given:
-        made.rmdir()
-        made = Path(tempfile.mkdtemp(prefix="slipstream-", dir="/tmp"))
+    parent = Path(environment.get("RUNTIME_DIRECTORY", "").partition(":")[0] or tempfile.gettempdir())
+    if len(str(parent)) > _LONGEST:
+        parent = Path("/tmp")  # noqa: S108 - what is made there is 0700, and has no name to guess
+    _sweep(parent)
+    made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     try:
-        yield made
+        with (made / _ALIVE).open("ab") as alive:
+            fcntl.flock(alive, fcntl.LOCK_EX)
+            yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Take away the folders of those that were killed."""
+    for each in parent.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            found = each.lstat()
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                continue
+            with (each / _ALIVE).open("r+b") as alive:
+                fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(each, ignore_errors=True)

@@ -27,8 +27,11 @@ class Order(msgspec.Struct, frozen=True):
     """The secret behind ids and keys, which may be that of this run only."""
     flags: dict[str, Any]
     """Of the command line, by dotted key."""
-    tree: dict[str, Any] | None
-    """What the configuration file holds; the file itself may have been changed since."""
+    trees: list[dict[str, Any] | None]
+    """What the configuration file held when all of this began, and at each reload that was taken since: what
+    a reload cannot change is as it was. The file itself may have been changed again."""
+    file: str
+    """What messages call it."""
     listen: list[tuple[int, list[Any]]]
     """Family and address of each socket to make."""
     inherited: list[int]
@@ -45,6 +48,8 @@ class Link:
         self._rest = b""
         self.tree: dict[str, Any] | None = None
         """The configuration file's content as the supervisor has read it last."""
+        self._ready = self._missed = False
+        """Whether it serves; whether it was to be told of a new configuration before."""
         self.orphaned = False
         """The supervisor is gone."""
 
@@ -59,7 +64,7 @@ class Link:
         self._socket.setblocking(False)  # noqa: FBT003 - the standard library's
         line, _, self._rest = said.partition(b"\n")
         order = msgspec.json.decode(line, type=Order)
-        self.tree = order.tree
+        self.tree = order.trees[-1]
         return order
 
     def listen(self, stop: Callable[[], None], reload: Callable[[], None]) -> None:
@@ -88,15 +93,22 @@ class Link:
                     stop()
                 elif said["say"] == "reload":
                     self.tree = said["tree"]
-                    reload()
+                    if self._ready:
+                        reload()
+                    else:
+                        self._missed = True
 
         loop.add_reader(self._socket, heard)
+        self._reload = reload
         take(b"")
 
     # As `Notifier`.
 
     def ready(self, status: str) -> None:
         self._say("ready", status)
+        missed, self._ready, self._missed = self._missed, True, False
+        if missed:
+            asyncio.get_running_loop().call_soon(self._reload)
 
     def reloading(self) -> None:
         self._say("reloading", "")
@@ -109,6 +121,9 @@ class Link:
 
     def alive(self) -> None:
         self._say("alive", "")
+
+    def stopped(self, *, clean: bool) -> None:
+        self._say("stopped", "" if clean else "cut")
 
     def failed(self, reason: str) -> None:
         """It cannot be started with this configuration."""
@@ -142,6 +157,9 @@ class Line:
         self._send(orjson.dumps({"say": "reload", "tree": tree}) + b"\n")
 
     def close(self) -> None:
+        """Hear what was said last, and nothing more."""
+        while self._read():
+            pass
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._socket)
         loop.remove_writer(self._socket)
@@ -163,21 +181,23 @@ class Line:
             self._owed = b""  # it is gone, and is waited for elsewhere
         loop.remove_writer(self._socket)
 
-    def _read(self) -> None:
+    def _read(self) -> bool:
+        """Returns whether there may be more."""
         try:
             data = self._socket.recv(1 << 16)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(self._socket)
-            return
+            return False
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             with suppress(ValueError):  # cut, by a socket that was full: it is not the last sign of life
                 said = orjson.loads(line)
                 self._heard(said["say"], said["text"])
+        return True
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -45,11 +45,16 @@ class Worker:
         self.ready = asyncio.Event()
         """Set once it serves for the first time."""
         self.serving = False
+        self.served = False
+        """Whether this process has."""
         self.begun = self.heard = 0.0
         """When it was begun, and gave its latest sign of life (`time.monotonic`)."""
         self.failures = 0
         self.reason: str | None = None
         """Why it says that it cannot be started."""
+        self.reloaded = asyncio.Event()
+        """Unset while it is about to go by a new configuration."""
+        self.reloaded.set()
 
 
 class Supervisor:
@@ -63,34 +68,38 @@ class Supervisor:
         log: FilteringBoundLogger,
         *,
         silence: float,
+        on_fault: Callable[[BaseException], None],
         inherited: Sequence[int] = (),
     ) -> None:
         """`command`: makes a worker's, with the descriptor of its line. `order`: what one is told. `silence`:
-        seconds without a sign of life after which one is taken to hang. `inherited`: descriptors that all
-        get."""
+        seconds without a sign of life after which one is taken to hang. `on_fault` is told of mistakes of our
+        own. `inherited`: descriptors that all get."""
         self._command = command
         self._order = order
         self._log = log
         self._silence = silence
+        self._on_fault = on_fault
         self._inherited = inherited
         self.workers = [Worker(number) for number in range(count)]
         self.restarts = 0
+        self.served: Callable[[int], None] = lambda _number: None
         self.ended: Callable[[int], None] = lambda _number: None
-        """Told when a process of a worker has ended."""
+        """Told when a process of a worker serves, and when it has ended."""
         self._keepers: list[asyncio.Task[None]] = []
         self._watch: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._clean = True
 
     async def start(self) -> None:
-        """Return when all serve. Raises WorkerError, after ending those that were begun."""
+        """Return when all serve, or `stop` was called. Raises WorkerError, after those that were begun have
+        ended."""
         self._watch = asyncio.create_task(self._watch_them())
         try:
             # The first one alone: it looks after what is on disk, and repairs it where that is needed.
             for some in (self.workers[:1], self.workers[1:]):
                 await asyncio.gather(*[self._first(worker) for worker in some])
         except BaseException:
-            self.kill()
+            self.stop()  # those that serve may have something to serve
             await self.over()
             raise
 
@@ -106,6 +115,14 @@ class Supervisor:
         for worker in self.workers:
             if worker.line is not None:
                 worker.line.reload(tree)
+                worker.reloaded.clear()
+
+    async def reloaded(self, patience: float) -> None:
+        """Wait until all that serve have taken it, or left it, for so many seconds at most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                for worker in self.workers:
+                    await worker.reloaded.wait()
 
     def kill(self) -> None:
         """End all at once."""
@@ -139,9 +156,12 @@ class Supervisor:
                 status = await self._run(worker)
             except OSError as error:  # no descriptor, no memory: for the moment
                 status, worker.reason = 1, error.strerror
+            except Exception as error:  # noqa: BLE001 - reason: nobody else would begin it again
+                self._on_fault(error)
+                status, worker.reason = 1, type(error).__name__
             ran = time.monotonic() - worker.begun
             if self._stopping.is_set():
-                self._clean = self._clean and status == 0
+                self._clean = self._clean and (status == 0 or not worker.served)
                 return
             told: dict[str, object] = {"worker": worker.number, "status": status, "after_s": round(ran, 1)}
             if worker.reason is not None:
@@ -152,16 +172,15 @@ class Supervisor:
             worker.failures = 1 if ran >= _GOOD else worker.failures + 1
             delay = min(_FIRST_DELAY * 2 ** (worker.failures - 1), _LONGEST_DELAY)
             self._log.error("worker_ended", **told, again_in_s=delay)
-            self.restarts += 1
             with suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._stopping.wait()
 
     async def _run(self, worker: Worker) -> int:
         """One process, from its beginning to its end; returns its exit status. Raises OSError."""
-        mine, theirs = pair()
         worker.begun = worker.heard = time.monotonic()
-        worker.reason = None
+        worker.reason, worker.served = None, False
+        mine, theirs = pair()
         try:
             with theirs:
                 number = theirs.fileno()
@@ -175,27 +194,39 @@ class Supervisor:
         except BaseException:
             mine.close()
             raise
-        worker.line = line = Line(mine, lambda kind, text: self._heard(worker, kind, text))
+        if worker.ready.is_set():
+            self.restarts += 1
         try:
-            line.order(self._order(worker.number))
+            worker.line = Line(mine, lambda kind, text: self._heard(worker, kind, text))
+            worker.line.order(self._order(worker.number))
             if self._stopping.is_set():
                 process.kill()
             return await process.wait()
+        except BaseException:
+            self._signal(worker, signal.SIGKILL)
+            raise
         finally:
-            line.close()
+            if worker.line is not None:
+                worker.line.close()
             worker.line = worker.process = None
             worker.serving = False
+            worker.reloaded.set()
             self.ended(worker.number)
 
     def _heard(self, worker: Worker, kind: str, text: str) -> None:
         worker.heard = time.monotonic()
+        if kind == "ready":
+            worker.reloaded.set()
         if kind == "ready" and not worker.serving:
-            worker.serving = True
+            worker.serving = worker.served = True
             worker.ready.set()
+            self.served(worker.number)
             pid = worker.process.pid if worker.process is not None else None
             self._log.info("worker_started", worker=worker.number, worker_pid=pid)
         elif kind == "failed":
             worker.reason = text
+        elif kind == "stopped" and text:
+            self._clean = False
 
     async def _watch_them(self) -> None:
         """End those that give no sign of life, so that they are begun again. Never returns."""

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,24 @@ def test_the_passed_sockets_are_served_and_no_other(listener):
             running.send_signal(signal.SIGTERM)
             running.communicate()
             assert running.returncode == 0
+
+
+def room_of(listening):
+    """Connections that may wait on a listening socket: `tcpi_sacked` of TCP_INFO."""
+    return struct.unpack_from("I", listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 64), 28)[0]
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel")
+def test_as_many_may_wait_as_the_manager_has_said(listener):
+    before = room_of(listener)
+    if before <= 1024:
+        pytest.skip("net.core.somaxconn is too low here")
+    with activated([listener], [*SERVE, "--upstream", UPSTREAM]) as running:
+        port = int(serving_line(running)["url"].rpartition(":")[2])
+        assert (get(port), room_of(listener)) == (200, before)
+        running.send_signal(signal.SIGTERM)
+        running.communicate()
 
 
 @pytest.mark.usefixtures("clean")

@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import msgspec
 import pytest
 import trustme
 from hypothesis import given
@@ -25,12 +26,13 @@ from hypothesis import strategies as st
 
 from sidecar import __version__
 from sidecar.cache.embed import model as models
-from sidecar.cli import doctor_checks, doctor_folder
-from sidecar.cli.doctor_asks import asks
+from sidecar.cli import doctor_asks, doctor_checks, doctor_folder
+from sidecar.cli.doctor_asks import PROVIDERS, asks
 from sidecar.cli.doctor_cert import first_of, lasts, not_after
 from sidecar.cli.doctor_checks import Clock, certificate, configuration, keys, model, who_may_ask
 from sidecar.cli.doctor_first_token import ROUNDS, asked, scripted
 from sidecar.cli.doctor_folder import folder, kind_of, space
+from sidecar.cli.doctor_http import AGENT, Answer
 from sidecar.cli.doctor_ports import ports
 from sidecar.cli.doctor_reach import origin_of
 from sidecar.cli.doctor_upstreams import Target, targets, unreachable, visit
@@ -223,6 +225,47 @@ def test_the_kind_of_a_file_system(tmp_path, path, kind):
     (tmp_path / "mountinfo").write_text(MOUNTS)
     assert kind_of(Path(path), tmp_path / "mountinfo") == kind
     assert kind_of(Path(path), tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "d\xfc".encode(),
+        "数据".encode(),
+        b"latin \xfc",
+        b"\xff\xfe",
+        b"back\\slash \\040",
+        b"a\tb\nc",
+        # No line ends for the kernel, which writes them as they are.
+        b"v\x0bt\x0cf\rs\x1c",
+        "\u00a0\u2028\x85".encode(),
+    ],
+)
+def test_the_kind_of_a_file_system_below_any_name(tmp_path, name):
+    """Names are bytes. The kernel writes space, tab, line feed and backslash as octal numbers, and others may do so
+    with every byte."""
+    few = b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in name)
+    for written in (few, b"".join(b"\\%03o" % byte for byte in name)):
+        (tmp_path / "mountinfo").write_bytes(
+            b"1 0 0:1 / / rw - ext4 /dev/sda rw\n2 1 0:2 / /srv/%b rw shared:1 - nfs4 host:/ rw\n" % written
+        )
+        here = Path("/srv") / os.fsdecode(name) / "data"
+        assert kind_of(here, tmp_path / "mountinfo") == "nfs4"
+        assert kind_of(Path("/srv/other"), tmp_path / "mountinfo") == "ext4"
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path):
+    """The process says all of it: without a traceback, as lines and as JSON."""
+    place = tmp_path / os.fsdecode(b"d\xff")
+    place.mkdir(mode=0o700)
+    found = doctor_process("--no-calls", "--port", "0", "--data-dir", str(place))
+    assert (found["data folder"]["status"], found["data folder"]["data"]["folder"]) == ("ok", str(place))
+    assert found["file system"]["status"] in ("ok", "warn")
+    code, out, err = finished(
+        "doctor", "--upstream", "http://127.0.0.1:9", "--no-calls", "--data-dir", str(place)
+    )
+    assert (code, err) == (1, "")
+    assert f"{tmp_path}/d\\udcff (700, " in out
 
 
 def test_a_network_file_system_is_warned_of(data, tmp_path, monkeypatch):
@@ -707,19 +750,151 @@ def test_each_key_goes_to_its_own_provider():
         assert value.split()[-1] not in repr(found[name])
 
 
-def test_a_key_goes_to_another_host_only_where_a_model_is_named():
-    given = config(server__upstream="http://127.0.0.1:9")
+SECRETS = ("sk-o", "sk-a", "sk-g", "sk-file")
+
+
+def sent(ask):
+    """The keys in it."""
+    return [key for key in SECRETS if key in " ".join(ask.fields.values())]
+
+
+@pytest.mark.parametrize("model", [None, "gpt-5", "llama3", "claude-x", "gemini-x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://api.openai.com",
+        "http://api.openai.com:443",
+        "https://api.openai.com:8443",
+        "https://api.openai.com.gpu.example",
+        "http://api.anthropic.com",
+        "http://generativelanguage.googleapis.com",
+        "http://gpu.example",
+        "https://gpu.example",
+        "http://127.0.0.1:9",
+    ],
+)
+def test_the_key_of_a_variable_goes_to_its_provider_over_tls_and_nowhere_else(url, model):
+    for way in (config(server__upstream=url), config(file={"upstreams": [{"name": "a", "url": url}]})):
+        found = asks(way, model, KEYS)
+        # Without the name of a model nobody else is asked at all.
+        assert [(ask.model, sent(ask), ask.whence) for ask in found] == ([(model, [], "")] if model else [])
+
+
+@pytest.mark.parametrize("model", ["gpt-5", "llama3", "claude-x", "gemini-x"])
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "gemini"])
+def test_no_provider_gets_the_key_of_another(provider, model):
+    own = {ask.provider: ask for ask in asks(config(), None, KEYS)}[provider]
+    given = config(server__upstream=f"https://{own.origin.host}")
+    for ask in asks(given, model, KEYS):
+        assert sent(ask) == (sent(own) if ask.provider == provider else [])
+
+
+@pytest.mark.parametrize("url", ["https://api.openai.com", "https://API.openai.com:443/v1"])
+def test_a_provider_that_is_configured_gets_its_key(url):
+    (ask,) = asks(config(server__upstream=url), None, KEYS)
+    assert (sent(ask), ask.whence) == (["sk-o"], "OPENAI_API_KEY")
+    assert asks(config(server__upstream=url), "gpt-5", {}) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "keys"),
+    [
+        ("https://gpu.example", ["sk-file"]),
+        ("http://127.0.0.1:9", ["sk-file"]),
+        ("http://[::1]:9", ["sk-file"]),
+        ("http://gpu.example", []),
+        ("http://192.168.1.2", []),
+        ("http://api.openai.com", []),
+    ],
+)
+def test_where_the_key_of_a_file_goes(tmp_path, url, keys):
+    (tmp_path / "key").write_text("sk-file\n")
+    table = {"name": "a", "url": url, "key_file": str(tmp_path / "key")}
+    given = config(file={"upstreams": [table]})
     assert asks(given, None, KEYS) == []
-    (ask,) = asks(given, "some-model", KEYS)
-    assert (ask.origin.host, ask.fields["Authorization"], ask.model) == (
-        "127.0.0.1",
-        "Bearer sk-o",
-        "some-model",
-    )
-    (ask,) = asks(given, "some-model", {})  # one's own server may want none
-    assert "Authorization" not in ask.fields
-    (ask,) = asks(config(), "claude-x", KEYS)
-    assert ask.provider == "anthropic"
+    (ask,) = asks(given, "llama3", KEYS)
+    assert sent(ask) == keys
+    assert ask.whence == (str(tmp_path / "key") if keys else "")
+
+
+def test_a_field_that_chooses_an_upstream_leads_no_key_there():
+    """The sidecar on the way goes by it, too."""
+    tables = [
+        {"name": "own", "url": "https://api.anthropic.com"},
+        {"name": "other", "url": "http://gpu.example", "header": "x-api-key"},
+    ]
+    assert asks(config(file={"upstreams": tables}), None, KEYS) == []
+    # Where no key is sent, there is no such field, and another upstream is meant.
+    assert asks(config(file={"upstreams": tables}), "claude-x", KEYS) == []
+    tables[1] |= {"url": "https://api.anthropic.com"}
+    tables[0] |= {"url": "http://gpu.example"}
+    (ask,) = asks(config(file={"upstreams": tables}), None, KEYS)
+    assert (ask.origin.host, sent(ask)) == ("api.anthropic.com", ["sk-a"])
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["sk-pl\xe4nted", "sk\r\nX-Planted: 1", "sk planted", "planted\udcff", "planted\0", "planted" * 700],
+)
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"])
+def test_a_key_of_a_variable_that_is_none(name, key):
+    found = {type(each).__name__: each for each in asks(config(), None, {**KEYS, name: key})}
+    assert set(found) == {"Ask", "Finding"}  # the others' are sent
+    finding = found["Finding"]
+    assert (finding.status, finding.check) == ("fail", name)
+    assert "unset it" in finding.remedy
+    assert "lanted" not in str(finding)
+    # It is of no concern where it would not be sent.
+    (ask,) = asks(config(server__upstream="http://127.0.0.1:9"), "m", {name: key})
+    assert ask.whence == ""
+
+
+def test_an_unreadable_key_file_keeps_no_other_key_back(tmp_path):
+    tables = [
+        {"name": "a", "url": "https://api.openai.com", "key_file": str(tmp_path / "absent")},
+        {"name": "b", "url": "https://api.anthropic.com", "paths": ["/v1/messages"]},
+    ]
+    assert [sent(ask) for ask in asks(config(file={"upstreams": tables}), None, KEYS)] == [["sk-a"]]
+
+
+class Written(asyncio.Transport):
+    def __init__(self):
+        self.data = b""
+
+    def write(self, data):
+        self.data += data
+
+
+@pytest.mark.parametrize(
+    ("target", "fields"),
+    [
+        ("/", {"X-Key": "a\r\nX-Planted: 1"}),
+        ("/", {"X-Key": "a\nX-Planted: 1"}),
+        ("/", {"X-Key\r\nX-Planted": "1"}),
+        ("/ HTTP/1.1\r\nX-Planted: 1\r\n\r\n", {}),
+        ("/", {"X-Key": "\u20ac"}),
+    ],
+)
+async def test_a_field_that_breaks_out_of_its_line_is_not_sent(target, fields):
+    answer, transport = Answer(), Written()
+    answer.connection_made(transport)
+    with pytest.raises(ValueError):
+        await answer.ask(origin_of("http://a.test"), target, fields)
+    assert transport.data == b""
+
+
+async def test_a_request_as_it_is_sent():
+    answer, transport = Answer(), Written()
+    answer.connection_made(transport)
+    await answer.ask(origin_of("http://[::1]:9"), "/\u20ac", {"X-Key": "a"}, method="POST", body=b"hi")
+    head = f"POST /\u20ac HTTP/1.1\r\nHost: [::1]:9\r\nUser-Agent: {AGENT}\r\nX-Key: a\r\nContent-Length: 2\r\n\r\nhi"
+    assert transport.data == head.encode()
+
+
+def test_the_name_of_a_model_stays_one_part_of_the_path():
+    (ask,) = asks(config(), "gemini-x/../y?z=\u20ac", KEYS)
+    assert ask.direct == "/v1beta/models/gemini-x%2F..%2Fy%3Fz%3D%E2%82%AC:streamGenerateContent?alt=sse"
+    assert ask.model == "gemini-x/../y?z=\u20ac"
 
 
 @pytest.mark.parametrize(
@@ -766,23 +941,33 @@ async def test_the_scripted_provider_shows_what_the_sidecar_adds():
     assert 0 < data["own_ms"] < data["through_ms"]
 
 
-async def test_a_provider_is_asked_directly_and_through(provider):
+def keyed(folder, url):
+    """An upstream with a key of its own: as a file for `--config`."""
+    (folder / "key").write_text("sk-file\n")
+    (folder / "key").chmod(0o600)
+    (folder / "s.toml").write_text(
+        f'[[upstreams]]\nname = "a"\nurl = "{url}"\nkey_file = "{folder / "key"}"\n'
+    )
+    return folder / "s.toml"
+
+
+async def test_a_provider_is_asked_directly_and_through(provider, tmp_path):
     provider.script = Script(tokens=3, first=0.01)
-    given = config(server__upstream=provider.url)
+    given = config(file=keyed(tmp_path, provider.url))
     (ask,) = asks(given, "m", KEYS)
     finding = await asked(given, ask, 5)
     assert finding.data["rounds"] == ROUNDS
     assert min(finding.data["direct_ms"], finding.data["through_ms"]) >= 10
     assert len(provider.requests) == 2 * ROUNDS
-    assert {received.header("authorization") for received in provider.requests} == {b"Bearer sk-o"}
+    assert {received.header("authorization") for received in provider.requests} == {b"Bearer sk-file"}
     assert all(b'"max_completion_tokens":16' in received.body for received in provider.requests)
-    assert "sk-o" not in str(finding)
+    assert "sk-file" not in str(finding)
 
 
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        (Script(status=401), ("refuses the key (401)", "OPENAI_API_KEY")),
+        (Script(status=401), ("refuses the key (401)", "/key")),
         (Script(status=404), ("does not take this model", "--model")),
         (Script(status=429), ("429", "--no-calls")),
         (Script(status=500), ("500", "try again")),
@@ -790,16 +975,26 @@ async def test_a_provider_is_asked_directly_and_through(provider):
         (Script(fault="no_head"), ("no answer", "try again")),
     ],
 )
-async def test_an_answer_without_a_first_token(provider, script, words, monkeypatch):
+async def test_an_answer_without_a_first_token(provider, script, words, monkeypatch, tmp_path):
     monkeypatch.setattr("sidecar.cli.doctor_first_token.PATIENCE", 1)
     provider.script = script
-    given = config(server__upstream=provider.url)
+    given = config(file=keyed(tmp_path, provider.url))
     (ask,) = asks(given, "m", KEYS)
     finding = await asked(given, ask, 5)
     assert finding.status == "fail"
     assert words[0] in finding.fact
     assert words[1] in finding.remedy
     assert len(provider.requests) == 1
+
+
+async def test_a_server_that_wants_a_key_and_gets_none(provider):
+    provider.script = Script(status=401)
+    given = config(server__upstream=provider.url)
+    (ask,) = asks(given, "m", KEYS)
+    finding = await asked(given, ask, 5)
+    assert (finding.status, "wants a key (401)" in finding.fact) == ("fail", True)
+    assert "key_file" in finding.remedy
+    assert provider.requests[0].header("authorization") is None
 
 
 # The command.
@@ -859,21 +1054,56 @@ def test_all_is_well(cli, upstream):
     assert "planted" not in out
 
 
-def test_what_is_going_to_be_paid_for_is_said_before(cli, upstream):
-    flags = ("doctor", "--upstream", upstream, "--port", "0", "--model", "m")
+def test_what_is_going_to_be_paid_for_is_said_before(cli, upstream, clean):
+    file = keyed(clean, upstream)
+    flags = ("doctor", "--config", str(file), "--port", "0", "--model", "m")
     code, out, _ = cli(*flags, OPENAI_API_KEY="sk-planted")
     assert code == 0, out
     lines = out.splitlines()
     said = next(
         n for n, line in enumerate(lines) if "Sends 6 requests for 16 tokens each to 127.0.0.1 (m)" in line
     )
-    assert "OPENAI_API_KEY" in lines[said]
+    assert f"with the key of {clean / 'key'}" in lines[said]
     assert "--no-calls" in lines[said]
     assert "first token" in lines[said + 1]
-    assert Upstream.asked == ["Bearer sk-planted"] * 6
+    assert Upstream.asked == ["Bearer sk-file"] * 6
     assert "planted" not in out
+    assert "sk-file" not in out
     code, out, _ = cli(*flags, "--no-calls", OPENAI_API_KEY="sk-planted")
     assert (code, len(Upstream.asked), "scripted provider" in out) == (0, 6, True)
+
+
+def test_a_server_of_ones_own_gets_no_key_of_a_provider(cli, upstream):
+    flags = ("doctor", "--upstream", upstream, "--port", "0", "--model", "llama3")
+    code, out, _ = cli(*flags, OPENAI_API_KEY="sk-planted")
+    assert (code, Upstream.asked) == (0, [""] * 6), out
+    assert "(llama3), without a key" in out
+
+
+def test_a_key_that_cannot_be_sent_fails_in_one_line(cli, monkeypatch, upstream):
+    """Of a provider that stands on this machine for once."""
+    own = msgspec.structs.replace(PROVIDERS["openai"], host="127.0.0.1")
+    monkeypatch.setattr(doctor_asks, "PROVIDERS", {"openai": own})
+    monkeypatch.setattr(type(own), "origin", property(lambda self: origin_of(upstream)))
+    flags = ("doctor", "--upstream", upstream, "--port", "0")
+    code, out, err = cli(*flags, OPENAI_API_KEY="sk-pl\xe4nted")
+    assert (code, err, Upstream.asked) == (1, "", [])
+    (line,) = [line for line in out.splitlines() if line.startswith("  FAIL")]
+    assert "OPENAI_API_KEY" in line
+    assert "scripted provider" in out
+    assert "nted" not in out
+    code, out, _ = cli(*flags, "--no-calls", OPENAI_API_KEY="sk-pl\xe4nted")
+    assert code == 0, out
+    code, out, _ = cli(*flags, OPENAI_API_KEY="sk-planted")
+    assert (code, Upstream.asked) == (0, ["Bearer sk-planted"] * 6), out
+
+
+@pytest.mark.parametrize("name", ["", "a\r\nb", "a\udcff"])
+def test_the_name_of_a_model_that_is_none(cli, name):
+    code, out, err = cli("doctor", "--upstream", "http://127.0.0.1:9", "--no-calls", "--model", name)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "--model" in err
 
 
 def test_the_document_for_machines(cli, upstream):

@@ -83,19 +83,32 @@ WRONG = {
     "two-keys": (upstream(key_file="two"), "upstreams[0].key_file = 'two': expected one line with the key"),
     "header-only": (
         upstream(key_header="X-Key"),
-        "upstreams[0].key_header = 'X-Key': without key_file there is no key for it",
+        "upstreams[0].key_header: without key_file there is no key for it",
     ),
     "no-header": (
         upstream(key_file="good", key_header="X Key"),
-        "upstreams[0].key_header = 'X Key': expected the name of a header field",
+        "upstreams[0].key_header: expected the name of a header field",
     ),
     "framing": (
         upstream(key_file="good", key_header="Content-Length"),
-        "upstreams[0].key_header = 'Content-Length': expected the name of a header field",
+        "upstreams[0].key_header: expected the name of a header field",
     ),
     "ours": (
         upstream(key_file="good", key_header="Slipstream-Key"),
-        "upstreams[0].key_header = 'Slipstream-Key': expected the name of a header field",
+        "upstreams[0].key_header: expected the name of a header field",
+    ),
+    "key-for-a-file": (upstream(key_file=SECRET), "upstreams[0].key_file: cannot be read: No such file"),
+    "long-key-for-a-file": (
+        upstream(key_file=SECRET * 20),
+        "upstreams[0].key_file: cannot be read: File name too long",
+    ),
+    "key-for-a-header": (
+        upstream(key_file="good", key_header="Bearer " + SECRET),
+        "upstreams[0].key_header: expected the name of a header field",
+    ),
+    "key-for-a-header-only": (
+        upstream(key_header=SECRET),
+        "upstreams[0].key_header: without key_file there is no key for it",
     ),
 }
 

@@ -5,6 +5,7 @@ import asyncio
 import hashlib
 import os
 import signal
+import threading
 from types import SimpleNamespace
 
 import msgspec
@@ -160,6 +161,19 @@ def test_routes_go_by_what_they_are_given_last():
     assert (before.threshold, before.patience) == (None, None)
 
 
+def test_a_request_on_its_way_does_not_leave_its_terms_to_those_that_follow():
+    def made(ttl):
+        return configuration(upstreams=[{"name": "a", "url": "http://a.test", "cache": {"ttl": ttl}}])
+
+    routes = Routes(made(60))
+    asked = Request("GET", b"/v1/x", "/v1/x", "", (), {})
+    before = routes.match(asked)
+    routes.reload(made(7))
+    now = routes.match(asked)
+    seen = [routes.terms("/v1/x", route).ttl for route in (before, now, before, now, now)]
+    assert seen == [60, 7, 60, 7, 7]
+
+
 def test_budgets_that_stay_the_same_keep_what_they_have_counted():
     clock = SimpleNamespace(now=0.0)
     budgets = Budgets({"a": Budget(100), "b": Budget(100), "c": Budget(100)}, lambda: clock.now)
@@ -251,7 +265,12 @@ async def test_reloads_come_one_after_the_other_and_a_wrong_one_changes_nothing(
             raise found
         return found
 
-    reloads = Reloads(Config(), taken.append, faults.append, make_logger(lines, "json", level))
+    reloads = Reloads(
+        Config(),
+        lambda config: lambda: taken.append(config),
+        faults.append,
+        make_logger(lines, "json", level),
+    )
     running = asyncio.create_task(
         reloads.run(Reload(give, level), told, lambda: f"serving {len(taken)}, {reloads.failed}")
     )
@@ -284,6 +303,29 @@ async def test_reloads_come_one_after_the_other_and_a_wrong_one_changes_nothing(
     assert [type(fault) for fault in faults] == [RuntimeError]
 
 
+async def test_files_are_read_in_a_thread():
+    """One on a mount that hangs keeps nobody's request waiting."""
+    told, threads, going = Told(), [], threading.Event()
+
+    def prepare(_config):
+        threads.append(threading.current_thread())
+        assert going.wait(30)
+        return lambda: threads.append(threading.current_thread())
+
+    faults = []
+    reloads = Reloads(Config(), prepare, faults.append, make_logger(Lines(), "json", "info"))
+    running = asyncio.create_task(reloads.run(Reload(Config, Level("info")), told, lambda: "serving"))
+    reloads.ask()
+    await told.heard(1)
+    going.set()  # which the loop could not if it waited
+    await told.heard(2)
+    running.cancel()
+    first, second = threads
+    assert first is not threading.main_thread()
+    assert second is threading.main_thread()
+    assert not faults
+
+
 # A sidecar that runs.
 
 
@@ -291,7 +333,7 @@ def reload(sidecar, provider, **keys):
     """Go by another configuration, as far as that is possible."""
     flags = {key.replace("__", "."): value for key, value in keys.items()}
     flags = {"cache.ttl": 0, "server.upstream": provider.url, "server.port": 0, "admin.port": 0} | flags
-    sidecar.service.reload(load(flags, environment={}).config)
+    sidecar.service.prepare(load(flags, environment={}).config)()
 
 
 ASK = b'{"model":"m","messages":[{"role":"user","content":"hello"}]}'
@@ -476,7 +518,7 @@ async def test_who_may_ask_is_as_configured_now(provider, start_sidecar, connect
         return found
 
     assert await statuses(5) == {"one": 200, "two": 200, "three": 401}
-    sidecar.service.reload(given("two", "three"))
+    sidecar.service.prepare(given("two", "three"))()
     assert await statuses(2) == {"one": 401, "two": 200, "three": 200}
 
 

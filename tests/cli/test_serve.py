@@ -9,7 +9,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from sidecar.cli.serve import announce
+from sidecar.config import Config
+from sidecar.tables import ClientTable, Log, Server, Tls
+from sidecar.telemetry.log import make_logger
 from tests.cli.conftest import UPSTREAM, finished, process
+from tests.conftest import Lines
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="signals are POSIX"),
@@ -94,6 +99,29 @@ def test_an_open_port_is_warned_of_and_shown_as_an_address_to_call(monkeypatch):
     with serving("--host", "0.0.0.0") as (running, _):
         line = json.loads(running.stderr.readline())
         assert (line["event"], line["level"], line["host"]) == ("open_port", "warning", "0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("host", "clients", "encrypted", "said"),
+    [
+        ("0.0.0.0", True, False, "unencrypted_port"),
+        ("0.0.0.0", True, True, None),
+        ("127.0.0.1", True, False, None),
+        ("0.0.0.0", False, False, "open_port"),
+    ],
+)
+def test_tokens_that_travel_in_the_clear_are_warned_of(host, clients, encrypted, said):
+    lines = Lines()
+    config = Config(
+        server=Server(host=host),
+        clients=[ClientTable("ann", "0" * 64)] if clients else [],
+        tls=Tls("c", "k") if encrypted else Tls(),
+        log=Log(format="json"),
+    )
+    announce(config, "http://x:1", make_logger(lines, "json", "info"))
+    warnings = [line for line in lines.all if line["level"] == "warning"]
+    assert [line["event"] for line in warnings] == ([said] if said else [])
+    assert all(line["host"] == host for line in warnings)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -44,7 +44,8 @@ def sequences(draw):
         opcode = draw(st.sampled_from([TEXT, BINARY, CONTINUATION, PING, PONG, CLOSE, 3, 11]))
         fin, rsv = draw(st.booleans()), draw(st.integers(0, 7))
         size = draw(st.sampled_from(SIZES) | st.integers(0, 300))
-        payload = draw(st.binary(min_size=2, max_size=2)) * (size // 2 + 1)
+        begun = st.integers(999, 5001).map(lambda said: said.to_bytes(2, "big"))
+        payload = draw(st.binary(min_size=2, max_size=2) | begun) * (size // 2 + 1)
         payload = payload[:size]
         mask = draw(st.none() | st.binary(min_size=4, max_size=4))
         width = draw(st.sampled_from([w for w in (0, 2, 8) if size < {0: 126, 2: 65536, 8: 1 << 63}[w]]))
@@ -52,7 +53,8 @@ def sequences(draw):
         ends.append(len(wire))
         messages += fin and opcode < 8
         if opcode == CLOSE and code is None:
-            code = int.from_bytes(payload[:2], "big") if size >= 2 else 1005
+            said = int.from_bytes(payload[:2], "big")
+            code = said if 2 <= size <= 125 and 1000 <= said <= 4999 else 1005
     return wire, ends, messages, code
 
 
@@ -116,6 +118,25 @@ def test_every_cut_in_two_and_byte_by_byte():
     for cut in range(len(MIXED) + 1):
         assert told(fed([MIXED[:cut], MIXED[cut:]])) == whole, cut
     assert told(fed([MIXED[at : at + 1] for at in range(len(MIXED))])) == whole
+
+
+@pytest.mark.parametrize("mask", [None, b"\x81\x0f\x00\x7f"])
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        (b"\x03\xe8", 1000),
+        (b"\x13\x87" + b"x" * 123, 4999),
+        (b"\x03\xe7", 1005),
+        (b"\x13\x88", 1005),
+        (b"\0\0", 1005),
+        (b"\xff\xff", 1005),
+        (b"\x03\xe8" + b"x" * 124, 1005),
+        (b"\x03\xe8" + bytes(70000), 1005),
+    ],
+)
+def test_a_close_code_is_one_that_there_is_in_a_frame_as_it_has_to_be(said, code, mask):
+    wire = frame(CLOSE, said, mask=mask)
+    assert told(fed([wire])) == told(fed([wire[:3], wire[3:]])) == (0, code, True, False)
 
 
 @pytest.mark.parametrize("size", [65537, 1 << 32, (1 << 63) - 1])

@@ -150,6 +150,50 @@ def test_one_that_is_larger_than_everything_is_not_kept_and_takes_the_ended_with
     run(main)
 
 
+def test_with_less_room_those_that_ended_first_go_and_those_that_run_stay():
+    async def main():
+        shelf = Shelf(60, 6 * FIXED)
+        kept = [put(shelf, name) for name in "abcd"]
+        for one in kept[:3]:
+            end(shelf, one)
+        shelf.resize(3 * FIXED)
+        assert there(shelf, *"abcd") == "bcd"
+        kept += [put(shelf, name) for name in "ef"]
+        assert there(shelf, *"bcdef") == "def"
+        kept.append(put(shelf, "g"))
+        assert there(shelf, *"defg") == "defg", "they run: only the budget is theirs"
+        end(shelf, kept[3])
+        assert there(shelf, *"defg") == "efg"
+        end(shelf, kept[4])
+        assert there(shelf, *"efg") == "efg"
+        sure(shelf, kept)
+        shelf.resize(100 * FIXED)
+        kept += [put(shelf, name) for name in "hijk"]
+        assert there(shelf, *"efghijk") == "fghijk", "the budget is the most"
+        shelf.resize(0)
+        assert there(shelf, *"fghijk") == "fghijk"
+        shelf.evict()
+        assert (len(shelf), shelf.used) == (0, 0)
+        assert not kept[-1].recording.retained
+        sure(shelf, kept)
+        await closed(shelf)
+
+    run(main)
+
+
+def test_what_a_job_holds_is_not_given_up_for_want_of_memory():
+    async def main():
+        shelf = Shelf(60, 6 * FIXED)
+        put(shelf, "a", held=True)
+        put(shelf, "b")
+        shelf.resize(0)
+        shelf.evict()
+        assert there(shelf, *"ab") == "a"
+        await closed(shelf)
+
+    run(main)
+
+
 @pytest.mark.parametrize("over", [False, True])
 def test_what_a_job_holds_takes_nobody_elses_room(over):
     async def main():

@@ -38,6 +38,7 @@ both = pytest.mark.both_shells
 PLACES = {
     "authorization": bearer(ALICE),
     "in-lower-case": (b"authorization", b"bearer   " + ALICE),
+    "behind-a-tab": (b"Authorization", b"Bearer\t" + ALICE),
     "proxy": beside(ALICE),
     "anthropic": (b"X-Api-Key", ALICE),
     "azure": (b"api-key", ALICE),
@@ -169,6 +170,88 @@ async def test_a_token_that_is_repeated_does_not_slip_through(rig, case):
     assert key == ([b"Bearer sk-hers"] if case.startswith("with-a-key") else [])
     await answered(call)
     assert await (await connection.answer()).rest() == WHOLE
+
+
+COPIES = {
+    "litellm": (b"x-litellm-api-key", b"Bearer " + ALICE),
+    "helicone": (b"Helicone-Auth", b"Bearer " + ALICE),
+    "cookie": (b"Cookie", b"a=b; t=" + ALICE),
+    "coded": (b"Cookie", b"t=" + ALICE.replace(b"-", b"%2D")),
+    "subprotocol": (b"Sec-WebSocket-Protocol", b"openai-insecure-api-key." + ALICE),
+    "quoted": (b"X-Api-Key", b'"' + ALICE + b'"'),
+    "schemed": (b"Api-Key", b"Key=" + ALICE),
+    "basic": (b"Authorization", b"Basic " + ALICE),
+}
+
+
+@pytest.mark.parametrize("case", COPIES)
+async def test_a_copy_of_the_token_does_not_slip_through(rig, case):
+    await begin(rig)
+    rig.script(CHAT.target)
+    connection = await rig.connect()
+    name, value = COPIES[case]
+    await connection.send(request("POST", CHAT.target, BODY, [bearer(ALICE), (name, value)]))
+    call = await rig.call()
+    assert ALICE not in sent(call.received)
+    assert call.received.header(name.decode().lower()) is None
+    await answered(call)
+    assert await (await connection.answer()).rest() == WHOLE
+
+
+async def test_other_subprotocols_stay(rig):
+    await begin(rig)
+    rig.script(CHAT.target)
+    connection = await rig.connect()
+    offered = (b"Sec-WebSocket-Protocol", b"realtime, openai-insecure-api-key." + ALICE)
+    await connection.send(request("POST", CHAT.target, BODY, [bearer(ALICE), offered]))
+    call = await rig.call()
+    assert call.received.header("sec-websocket-protocol") == b"realtime"
+    await answered(call)
+    assert await (await connection.answer()).rest() == WHOLE
+
+
+QUERIES = ["token={}", "token=x{}x", "{}", "access_token={}"]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("coded", [False, True])
+async def test_a_copy_in_the_query_does_not_slip_through(rig, query, coded):
+    await begin(rig)
+    rig.script("/v1/models")
+    connection = await rig.connect()
+    text = ALICE.decode().replace("-", "%2d") if coded else ALICE.decode()
+    target = "/v1/models?a=b%2Fc&" + query.format(text) + "&d"
+    await connection.send(request("GET", target, None, [bearer(ALICE)]))
+    call = await rig.call()
+    assert call.received.target == "/v1/models?a=b%2Fc&d"
+    await answered(call)
+    assert (await connection.answer()).status == 200
+
+
+@pytest.mark.parametrize("clients", [True, False])
+async def test_nobody_can_say_where_a_token_was(rig, clients, tmp_path):
+    """It would choose an upstream whose field the request does not have."""
+    url, paths = rig.provider.url, ["/v1"]
+    upstreams = [
+        {"name": "one", "url": url + "/one", "paths": paths},
+        {"name": "other", "url": url + "/other", "paths": paths, "header": "x-api-key"},
+    ]
+    await begin(rig, clients=None if clients else [], upstreams=upstreams, folder=tmp_path)
+    for place in ("/one", "/other"):
+        rig.script(place + "/v1/models")
+        rig.script(place + CHAT.target)
+    connection = await rig.connect()
+    forged = (b"Slipstream-Token-Field", b"x-api-key")
+    await connection.send(request("GET", "/v1/models", None, [bearer(ALICE), forged]))
+    call = await rig.call()
+    assert call.received.target == "/one/v1/models"
+    await answered(call)
+    await (await connection.answer()).rest()
+    fields = [bearer(ALICE), forged, (b"Prefer", b"respond-async")]
+    assert (await connection.whole("POST", CHAT.target, BODY, fields)).status == 202
+    call = await rig.call()
+    assert call.received.target == "/one" + CHAT.target
+    await answered(call)
 
 
 async def test_a_token_in_the_query_does_not_slip_through(rig):
@@ -313,7 +396,7 @@ async def test_what_is_shared_is_shared_inside_of_a_namespace(rig):
     connection = await rig.connect()
 
     def by(token, *more):
-        return [bearer(b"sk-of-" + token), beside(token), *more]
+        return [bearer(b"sk-of-" + token[:3]), beside(token), *more]
 
     await asked(rig, connection, *by(ALICE), hit=False)
     await asked(rig, connection, *by(third), hit=True)
@@ -343,7 +426,7 @@ async def test_the_short_way_asks_who_it_is(rig):
     answer = await connection.answer("POST")
     assert (answer.status, answer.header("retry-after")) == (429, b"1")
     await answer.rest()
-    sidecar.service.assembly.inbound.clients.reload(config_of(clients=[client("bob", BOB)]))
+    sidecar.service.assembly.inbound.clients.prepare(config_of(clients=[client("bob", BOB)]))()
     await connection.send(request("POST", CHAT.target, BODY, [bearer(ALICE)]))
     answer = await connection.answer("POST")
     await answer.rest()
@@ -369,7 +452,7 @@ async def test_others_after_a_reload(rig):
     answer = await connection.answer()
     await answer.until(len(CHAT.events[0]))
     new = b"a-new-token"
-    clients.reload(config_of(clients=[client("alice", new, requests=1), client("bob", BOB)]))
+    clients.prepare(config_of(clients=[client("alice", new, requests=1), client("bob", BOB)]))()
     refused = await post(other, bearer(ALICE))
     await refused.rest()
     assert refused.status == 401

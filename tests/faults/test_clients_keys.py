@@ -28,6 +28,7 @@ from tests.faults.clients import (
     two,
     upstream,
 )
+from tests.faults.conftest import eventually
 from tests.faults.jobs import JOBS, STREAMS, name_of
 from tests.faults.test_clients import holds
 from tests.faults.wire import ANTHROPIC, CHAT, GEMINI, LAST, OLLAMA, OTHER, chunk, head, request
@@ -115,7 +116,7 @@ def test_a_browsers_key_for_a_websocket_does_not_go_along(tmp_path):
     keys.read()
     offered = (
         b"Sec-WebSocket-Protocol",
-        b"realtime, openai-insecure-api-key.sk-hers,openai-beta.realtime-v1",
+        b"realtime, openai-insecure-api-key.sk-hers,OpenAI-Insecure-API-Key.sk-other,openai-beta.realtime-v1",
     )
     made = keyed(
         Call(Origin("https", "api.openai.com", 443), "GET", b"/v1/realtime", [offered]),
@@ -123,6 +124,61 @@ def test_a_browsers_key_for_a_websocket_does_not_go_along(tmp_path):
         None,
     )
     assert made.headers[0] == (offered[0], b"realtime, openai-beta.realtime-v1")
+    made = keyed(
+        Call(
+            Origin("https", "api.openai.com", 443),
+            "GET",
+            b"/v1/realtime",
+            [(offered[0], b"openai-insecure-api-key.sk-hers")],
+        ),
+        next(iter(keys._keys.values())),
+        None,
+    )
+    assert [name for name, _ in made.headers] == [b"Authorization"]
+
+
+OUTSIDE = [
+    "/v1/../admin",
+    "/v1/%2e%2E/admin",
+    "/v1/.%2e",
+    "/v1/%2E./x?a=b",
+    "/v1/./x",
+    "/v1/x/%2e",
+    "/v1/..%2fadmin",
+    "/v1/..%5Cadmin",
+    "/v1/..\\admin",
+    "/v1/..;x/admin",
+]
+
+
+@pytest.mark.parametrize("target", OUTSIDE)
+async def test_the_key_does_not_leave_the_path_of_its_upstream(rig, tmp_path, target):
+    await begin(rig, upstreams=[upstream(rig.provider.url + "/base", tmp_path)])
+    connection = await rig.connect()
+    answer = await connection.whole("POST", target, BODY, [bearer(ALICE)])
+    assert (answer.status, answer.header("slipstream-error")) == (400, b"bad_request")
+    assert not rig.provider.received
+
+
+@pytest.mark.parametrize("target", ["/v1/...", "/v1/.well-known/x", "/v1/a..b", "/v1/x..", "/v1/x?a=/../b"])
+async def test_dots_alone_do_not_matter(rig, tmp_path, target):
+    await begin(rig, upstreams=[upstream(rig.provider.url, tmp_path)])
+    rig.script(target.partition("?")[0])
+    connection = await rig.connect()
+    await connection.send(request("GET", target, None, [bearer(ALICE)]))
+    call = await rig.call()
+    assert call.received.target == target
+    await answered(call)
+    assert (await connection.answer("GET")).status == 200
+
+
+async def test_without_a_key_a_path_is_the_upstreams_to_judge(rig):
+    await begin(rig)
+    rig.script("/v1/../x")
+    connection = await rig.connect()
+    await connection.send(request("GET", "/v1/../x", None, [bearer(ALICE)]))
+    await answered(await rig.call())
+    assert (await connection.answer("GET")).status == 200
 
 
 async def test_another_upstream_does_not_get_it(rig, tmp_path):
@@ -232,6 +288,36 @@ async def test_what_is_shared_is_of_one_key_and_one_namespace(rig, tmp_path):
     await asked(rig, connection, bearer(b"carols"), hit=True)
 
 
+@pytest.mark.parametrize("changed", [True, False])
+async def test_an_answer_under_a_new_key_is_not_stored_for_the_old_one(rig, tmp_path, changed):
+    """The body comes after the key has been replaced; who is asked about it was settled before."""
+    file = tmp_path / "up.key"
+    sidecar = await begin(
+        rig,
+        upstreams=[upstream(rig.provider.url, tmp_path)],
+        cache__ttl=3600,
+        cache__share="upstream",
+    )
+    rig.script(CHAT.target)
+    connection = await rig.connect()
+    asking = request("POST", CHAT.target, BODY, [bearer(ALICE)])
+    await connection.send(asking[: -len(BODY)])
+    front = sidecar.service.assembly.front
+    await eventually(lambda: front.visits, lambda: "it has not begun")
+    if changed:
+        file.write_bytes(b"sk-of-another-account")
+        sidecar.service.assembly.inbound.keys.read()
+    await connection.send(BODY)
+    call = await rig.call()
+    used = b"sk-of-another-account" if changed else KEY
+    assert call.received.header("authorization") == b"Bearer " + used
+    await answered(call)
+    await (await connection.answer()).rest()
+    file.write_bytes(KEY)
+    sidecar.service.assembly.inbound.keys.read()
+    await asked(rig, connection, bearer(BOB), hit=not changed)
+
+
 async def test_a_key_is_read_again_and_a_bad_one_is_not(rig, tmp_path):
     upstreams = [upstream(rig.provider.url, tmp_path)]
     sidecar = await begin(rig, upstreams=upstreams)
@@ -240,15 +326,15 @@ async def test_a_key_is_read_again_and_a_bad_one_is_not(rig, tmp_path):
     rig.script(CHAT.target)
     connection = await rig.connect()
     file.write_bytes(b"new-key")
-    inbound.reload(config)
+    inbound.prepare(config)()
     for content in (b"", b"\n \n", b"two\nlines", b"bell\x07", b"\xff", b"x" * 20_000):
         file.write_bytes(content)
         with pytest.raises(ConfigError, match=r"upstreams\[0\]\.key_file") as caught:
-            inbound.reload(config)
+            inbound.prepare(config)()
         assert "lines" not in str(caught.value)
     file.unlink()
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
-        inbound.reload(config)
+        inbound.prepare(config)()
     await connection.send(request("POST", CHAT.target, BODY, [bearer(ALICE)]))
     call = await rig.call()
     assert call.received.header("authorization") == b"Bearer new-key"
@@ -325,6 +411,9 @@ async def test_nothing_of_a_key_is_told(rig, tmp_path):
 REFUSED = {
     "rebound": (b"evil.test:8400", ()),
     "below-localhost": (b"evil.localhost", ()),
+    "unspecified": (b"0.0.0.0:8400", ()),
+    "unspecified-six": (b"[::]:8400", ()),
+    "lan": (b"192.168.1.7:8400", ()),
     "like-localhost": (b"localhost.evil.test", ()),
     "foreign": (b"127.0.0.1:8400", ((b"Origin", b"https://evil.test"),)),
     "null": (b"127.0.0.1:8400", ((b"Origin", b"null"),)),
@@ -339,6 +428,7 @@ REFUSED = {
 ALLOWED = {
     "address": (b"127.0.0.1:8400", ()),
     "six": (b"[::1]:8400", ()),
+    "another-loopback": (b"127.8.9.1", ()),
     "localhost": (b"LocalHost:8400", ()),
     "own": (b"127.0.0.1:8400", ((b"Origin", b"http://127.0.0.1:8400"),)),
     "typed": (b"127.0.0.1:8400", ((b"Sec-Fetch-Site", b"none"),)),
@@ -401,6 +491,8 @@ async def test_in_public_it_may_have_any_name(rig, tmp_path):
     assert (await connection.answer()).status == 200
     refused = await post(await rig.connect(), (b"Origin", b"https://evil.test"), host=b"sidecar.test")
     assert refused.status == 403
+    for host in (b"0.0.0.0:8400", b"[::]"):
+        assert (await post(await rig.connect(), host=host)).status == 403
 
 
 async def test_health_is_told_to_everybody(rig, tmp_path):

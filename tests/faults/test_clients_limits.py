@@ -3,6 +3,7 @@
 import orjson
 import pytest
 
+from sidecar.serving.clients import _names
 from sidecar.serving.shares import Shares
 from tests.faults.clients import (
     ALICE,
@@ -146,6 +147,78 @@ async def test_a_client_that_leaves_gives_its_place_back_once(rig, how, when):
     await free(rig)
 
 
+FINISH = (b"Slipstream-Disconnect", b"finish")
+
+
+def alone(rig):
+    return inbound(rig)._running["alice/alone"]
+
+
+@both
+@pytest.mark.parametrize("how", ["fin", "rst"])
+async def test_a_call_that_goes_on_without_its_client_counts(rig, how):
+    """Or hanging up would be a way around the limit."""
+    await begin(rig, clients=two(requests=1))
+    rig.script(CHAT.target)
+    leaver, other = await rig.connect(), await rig.connect()
+    call, _ = await streaming(rig, leaver, FINISH)
+    leaver.leave(how)
+    await eventually(lambda: alone(rig) == 1, lambda: inbound(rig)._running)
+    await eventually(lambda: not inbound(rig)._running["alice"], lambda: inbound(rig)._running)
+    await refused(await post(other, bearer(ALICE), (b"X-Other", b"1")))
+    assert rig.uncalled()
+    assert alone(rig) == 1
+    await call.send(b"".join(map(chunk, CHAT.events[1:])), LAST)
+    call.done()
+    await free(rig)
+    await other.send(request("POST", CHAT.target, BODY, [bearer(ALICE)]))
+    await answered(await rig.call())
+    assert (await other.answer()).status == 200
+    await free(rig)
+
+
+@both
+async def test_who_comes_back_to_its_own_call_is_let_in(rig):
+    """It takes the place that the call has; and when it leaves again, the call has it again."""
+    await begin(rig, clients=two(requests=1))
+    rig.script(CHAT.target)
+    leaver = await rig.connect()
+    ids = (b"Accept", b"text/event-stream")
+    call, answer = await streaming(rig, leaver, FINISH, ids)
+    name = answer.header("slipstream-stream-id")
+    leaver.leave("rst")
+    for _ in range(2):
+        await eventually(lambda: alone(rig) == 1, lambda: inbound(rig)._running)
+        back = await rig.connect()
+        after = [bearer(ALICE), FINISH, ids, (b"Last-Event-ID", name + b":0")]
+        await back.send(request("POST", CHAT.target, CHAT.body, after))
+        assert (await back.answer()).status == 200
+        assert (alone(rig), inbound(rig)._running["alice"]) == (0, 1)
+        back.leave("rst")
+    await eventually(lambda: alone(rig) == 1, lambda: inbound(rig)._running)
+    await refused(await post(await rig.connect(), bearer(ALICE), (b"X-Other", b"1")))
+    stopped = await (await rig.connect()).whole("DELETE", STREAMS + name.decode(), None, [bearer(ALICE)])
+    assert stopped.status == 204
+    await call.closed()
+    await free(rig)
+
+
+async def test_a_call_that_two_read_counts_once_when_both_have_left(rig):
+    await begin(rig, clients=two(requests=2))
+    rig.script(CHAT.target)
+    one, two_ = await rig.connect(), await rig.connect()
+    call, _ = await streaming(rig, one, FINISH)
+    await two_.send(request("POST", CHAT.target, CHAT.body, [bearer(ALICE), FINISH]))
+    assert (await two_.answer()).status == 200
+    one.leave("rst")
+    await eventually(lambda: inbound(rig)._running["alice"] == 1, lambda: inbound(rig)._running)
+    assert not alone(rig)
+    two_.leave("rst")
+    await eventually(lambda: alone(rig) == 1, lambda: inbound(rig)._running)
+    call.reset()
+    await free(rig)
+
+
 @both
 @pytest.mark.parametrize("end", ["close", "reset", "garbage"])
 async def test_an_upstream_that_breaks_gives_it_back_too(rig, end):
@@ -258,7 +331,7 @@ async def test_workers_count_together(rig, tmp_path):
     """What another process of this sidecar serves counts here."""
     await begin(rig, clients=two(requests=2, rate=100))
     clients = inbound(rig)
-    names = ["alice", "bob"]
+    names = _names(clients._table)
     clients._shares.close()
     clients._shares = Shares(tmp_path / "shares", 0, 2, names)
     other = Shares(tmp_path / "shares", 1, 2, names)

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import socket
 import ssl
 import sys
@@ -15,7 +16,11 @@ from typing import Any
 
 import psutil
 import pytest
+import trustme
 
+from sidecar.config import Limits, Timeouts
+from sidecar.core.errors import UpstreamError
+from sidecar.engine.source import Origin
 from sidecar.upstream import client as sidecar_client
 from sidecar.web.listen import Listener
 from tests.admin.conftest import Port
@@ -190,6 +195,94 @@ async def test_idle_connections_make_room_for_the_one_that_is_needed(rig, tmp_pa
     answer = await other.whole("GET", "/b/works")
     assert (answer.status, answer.header("slipstream-error")) == (503, b"overloaded")
     assert answer.header("retry-after") == b"1"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_whoever_is_refused_for_want_of_a_descriptor_makes_room(rig, clients, tmp_path, loop_of, host):
+    """46: clients that keep their connections hold every descriptor, and none is left for an upstream, nor to look up
+    its name -> whoever is told so loses its connection, and the next one is served: it recovers by itself."""
+    rig.provider.on("/works", lambda connection, received: connection.send(OK))
+    async with serving(tmp_path, rig.provider.url.replace("127.0.0.1", host), **loop_of) as process:
+        refused, next_one = await opened(clients, process), await opened(clients, process)
+        for client in (refused, next_one):
+            assert (await client.whole("GET", "/_slipstream/healthz")).status == 200
+        await fill(process, clients)
+        full = len(used(process))
+        answer = await refused.whole("GET", "/works")
+        told_to_come_back(answer)
+        assert answer.header("slipstream-error") == b"overloaded"
+        assert b"LimitNOFILE" in bytes(answer.body)
+        assert answer.header("connection") == b"close"
+        assert await refused.closed() == b""
+        await eventually(lambda: len(used(process)) < full, lambda: "descriptors")
+        assert (await next_one.whole("GET", "/works")).status == 200
+
+
+async def test_idle_connections_make_room_for_a_name_to_be_looked_up(rig, clients, tmp_path, loop_of):
+    """46: the last descriptors are idle connections, and the upstream has a name -> looking that up is the first thing
+    to lack one, and they are given up for it."""
+    rig.provider.on("/works", lambda connection, received: connection.send(OK))
+    named = rig.provider.url.replace("127.0.0.1", "localhost")
+    file = tmp_path / "two.toml"
+    file.write_text(
+        f'[[upstreams]]\nname = "a"\nurl = "{rig.provider.url}"\npaths = ["/works"]\n'
+        f'[[upstreams]]\nname = "b"\nurl = "{named}"\npaths = ["/b"]\nstrip = true\n'
+    )
+    async with serving(tmp_path, "", "--config", str(file), **loop_of) as process:
+        client = await opened(clients, process)
+        assert (await client.whole("GET", "/works")).status == 200
+        await fill(process, clients)
+        assert (await client.whole("GET", "/b/works")).status == 200
+
+
+async def test_only_a_few_idle_connections_are_given_up_at_once(rig):
+    """46: those that were not used for longest; the others go on saving handshakes."""
+    rig.provider.on("/works", lambda connection, received: connection.send(OK))
+    sidecar = await rig.start()
+    upstream = sidecar.service.assembly.client
+    rig.script("/held")
+    asking = [await rig.connect() for _ in range(12)]
+    for client in asking:
+        await client.send(request("GET", "/held"))
+        call = await rig.call()
+        rig.held = [*getattr(rig, "held", []), call]
+    for call in rig.held:
+        await call.send(OK)
+        call.done()
+    for client in asking:
+        assert (await client.answer()).status == 200
+    (idle,) = upstream._idle.values()
+    await eventually(lambda: len(idle) == 12, lambda: len(idle))
+    latest = sorted(idle, key=lambda one: one.idle_since)[8:]
+    upstream._drop_idle()
+    assert list(idle) == latest
+    assert (await asking[0].whole("GET", "/works")).status == 200
+
+
+@contextlib.contextmanager
+def nothing_free():
+    """This process can open nothing."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def test_certificates_that_could_not_be_read_are_read_again(tmp_path, monkeypatch):
+    """46: the first call by TLS finds no descriptor -> it is refused as that, and not for good: later ones trust whom
+    they are to trust. OpenSSL says nothing of a file that it could not open."""
+    file = tmp_path / "trusted.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    client = sidecar_client.Client(Timeouts(), Limits())
+    with nothing_free(), pytest.raises(UpstreamError) as refused:
+        await client._dial(Origin("https", "127.0.0.1", 1))
+    assert refused.value.fault.kind == "overloaded"
+    assert client._context().cert_store_stats()["x509"] == 1
+    assert client._context() is client._context()
+    client.close()
 
 
 async def test_more_clients_than_descriptors_with_everything_on(rig, clients, tmp_path):
@@ -415,6 +508,20 @@ async def test_small_writes_of_those_it_takes_are_not_held_back(listening):
     assert found == [1]
 
 
+async def test_a_mistake_of_our_own_in_taking_one_is_told_of(listening):
+    """Nobody reads the task that takes a connection."""
+    faults = []
+
+    def broken():
+        raise ValueError("a mistake")
+
+    running = await listening(on_fault=faults.append)
+    running.listener._factory = broken
+    assert await echoed(running.port) == b""
+    assert [str(fault) for fault in faults] == ["a mistake"]
+    assert not running.listener.opening
+
+
 async def test_what_has_been_taken_when_it_closes_is_served(listening):
     """A connection that was accepted in the moment before -> it is not lost: nobody else has it."""
     running = await listening()
@@ -517,19 +624,47 @@ def test_where_the_loop_tells_of_no_readiness_it_is_asked_for_each_connection(mo
     asyncio.run(run())
 
 
-async def test_tls_handshakes_that_never_end_are_bounded(listening, monkeypatch):
-    """Clients that connect and say nothing where TLS is spoken -> only so many are taken, the rest wait in the kernel,
-    and have their turn when those leave."""
-    monkeypatch.setattr("sidecar.web.listen._OPENING", 3)
-    running = await listening(tls=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), handshake=GUARD)
-    silent = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(5)]
-    listener = running.listener
-    await eventually(lambda: listener._paused, lambda: len(listener._opening))
-    assert len(listener._opening) == 3
-    for one in silent[:3]:
-        one.close()
-    await eventually(lambda: len(listener._opening) == 2, lambda: len(listener._opening))
-    for one in silent[3:]:
+@pytest.mark.parametrize("bound", ["_OPENING", "room"])
+async def test_tls_handshakes_that_never_end_keep_nobody_out(listening, monkeypatch, bound):
+    """Clients that connect and say nothing where TLS is spoken -> the oldest make room for who comes."""
+    monkeypatch.setattr("sidecar.web.listen._ALWAYS", 3 if bound == "room" else 1)
+    monkeypatch.setattr("sidecar.web.listen._OPENING", 3 if bound == "_OPENING" else 1000)
+    authority, crowded = trustme.CA(), []
+    server, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(trusting)
+    running = await listening(
+        tls=lambda: server,
+        room=lambda: 0 if bound == "room" else 1000,
+        failed=lambda error: crowded.append(type(error).__name__),
+        handshake=GUARD,
+    )
+    listener, silent = running.listener, []
+    for number in range(5):
+        silent.append(await asyncio.open_connection("127.0.0.1", running.port))
+        expected = (min(number + 1, 3), max(number - 2, 0))
+        await eventually(
+            lambda expected=expected: (len(listener._opening), len(crowded)) == expected,
+            lambda: (len(listener._opening), crowded),
+        )
+    async with asyncio.timeout(GUARD):
+        for reader, _ in silent[:2]:
+            assert await reader.read() == b""
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", running.port, ssl=trusting, server_hostname="localhost"
+        )
+        writer.write(b"hello")
+        assert await reader.read(100) == b"hello"
+    writer.close()
+    assert crowded == ["CrowdedOutError"] * 3
+    assert len(listener._opening) == 2
+    for _, one in silent:
         one.close()
     await eventually(lambda: not listener._opening, lambda: len(listener._opening))
-    assert not listener._paused
+
+
+async def test_a_burst_without_tls_loses_nobody(listening, monkeypatch):
+    """There are no handshakes, and what is being opened is so for a moment."""
+    monkeypatch.setattr("sidecar.web.listen._ALWAYS", 1)
+    running = await listening(room=lambda: 0)
+    assert await asyncio.gather(*(echoed(running.port) for _ in range(50))) == [b"hello"] * 50

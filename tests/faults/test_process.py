@@ -61,14 +61,14 @@ class Process:
 async def serving(
     tmp_path: Path, upstream: str, *flags: str, descriptors: int = 0, **variables: str
 ) -> AsyncIterator[Process]:
-    """A sidecar process; `descriptors`: its limit. It is killed if the test leaves it running."""
+    """A sidecar process; `upstream`: where everything goes, if not empty; `descriptors`: its limit. It is killed if the
+    test leaves it running."""
     command = [
         sys.executable,
         "-m",
         "sidecar",
         "serve",
-        "--upstream",
-        upstream,
+        *(["--upstream", upstream] if upstream else []),
         "--port",
         "0",
         "--log-format",
@@ -215,8 +215,9 @@ async def test_no_descriptor_for_the_upstream_is_503(rig, clients, tmp_path):
         sidecar.rlimit(psutil.RLIMIT_NOFILE, (full, sidecar.rlimit(psutil.RLIMIT_NOFILE)[1]))
         answer = await client.whole("GET", "/works")
         assert (answer.status, answer.header("slipstream-error")) == (503, b"overloaded")
+        assert await client.closed() == b""
         sidecar.rlimit(psutil.RLIMIT_NOFILE, (1024, sidecar.rlimit(psutil.RLIMIT_NOFILE)[1]))
-        for again in (client, other):
+        for again in (other, await opened(clients, process)):
             answer = await again.whole("GET", "/works")
             assert (answer.status, bytes(answer.body)) == (200, b"ok")
 

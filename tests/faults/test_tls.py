@@ -1,12 +1,14 @@
 """TLS on the proxy's port: handshakes that fail or never end, renewed certificates, and ends that tell the truth."""
 
 import asyncio
+import errno
 import logging
 import os
 import ssl
 import subprocess
 import sys
 import textwrap
+from hashlib import sha256
 
 import pytest
 import trustme
@@ -37,8 +39,8 @@ class Pair:
         self.certificate, self.key = folder / "cert.pem", folder / "key.pem"
         self.renew(ca)
 
-    def renew(self, ca=CA, *, write=("certificate", "key")):
-        issued = ca.issue_cert("localhost", "127.0.0.1")
+    def renew(self, ca=CA, *, write=("certificate", "key"), key_type=trustme.KeyType.ECDSA):
+        issued = ca.issue_cert("localhost", "127.0.0.1", key_type=key_type)
         if "certificate" in write:
             self.certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
         if "key" in write:
@@ -366,8 +368,8 @@ async def test_a_client_that_leaves_cancels_the_call(rig, pair, how):
 # Renewal.
 
 
-async def serial(rig):
-    client = await connect(rig)
+async def serial(rig, context=None):
+    client = await connect(rig, context)
     found = client.writer.get_extra_info("peercert")["serialNumber"]
     client.close()
     return found
@@ -390,13 +392,125 @@ async def test_a_renewed_certificate_is_used_while_streams_run(rig, pair):
     assert await serial(rig) == before
     pair.renew()
     assert await serial(rig) == before  # nobody was told yet
-    sidecar.service.reload(configured(pair))
+    sidecar.service.prepare(configured(pair))()
     after = await serial(rig)
     assert after != before
     await call.send(b"".join(map(chunk, CHAT.events[1:])), LAST)
     call.done()
     await answer.rest()
     assert (answer.end, bytes(answer.body)) == ("whole", CHAT.whole)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("before, after", [("RSA", "ECDSA"), ("ECDSA", "RSA")])
+async def test_a_renewed_certificate_may_have_a_key_of_another_type(rig, pair, before, after, version):
+    """OpenSSL keeps one certificate per type of key, and chooses by what the client prefers."""
+    pair.renew(key_type=trustme.KeyType[before])
+    sidecar = await begin(rig, pair)
+    context = trusting(minimum_version=version, maximum_version=version)
+    first = await serial(rig, context)
+    pair.renew(key_type=trustme.KeyType[after])
+    sidecar.service.prepare(configured(pair))()
+    assert await serial(rig, context) != first
+
+
+async def test_of_a_configuration_that_cannot_be_used_nothing_is(rig, pair, monkeypatch):
+    """Whatever fails last: keys, certificate and clients stay as they were, together."""
+    file, url = pair.key.with_name("up.key"), rig.provider.url
+    file.write_bytes(b"old-key")
+    upstreams = [{"name": "up", "url": url, "paths": ["/v1"], "key_file": str(file)}]
+
+    def tree(*names):
+        hashed = [{"name": name, "token_sha256": sha256(name.encode()).hexdigest()} for name in names]
+        return pair.tree | {"upstreams": upstreams, "clients": hashed}
+
+    sidecar = await rig.start(None, file=tree("ann"))
+    inbound, service = sidecar.service.assembly.inbound, sidecar.service
+    assert await serial(rig) == (before := await serial(rig))
+
+    def state():
+        keys = [key.value for key in inbound.keys._keys.values()]
+        return keys, [client.name for client in inbound.clients._table.values()]
+
+    file.write_bytes(b"new-key")
+    config = load({}, {}, tree("bob")).config
+    certificate = pair.certificate.read_bytes()
+    pair.certificate.unlink()
+    with pytest.raises(ConfigError, match=r"tls\.certificate"):
+        service.prepare(config)
+    pair.certificate.write_bytes(certificate)
+    pair.renew()
+    with monkeypatch.context() as full:
+
+        def no_space(names):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        full.setattr(inbound.clients, "_make", no_space)
+        with pytest.raises(ConfigError, match="clients: their limits cannot be kept: No space"):
+            service.prepare(config)
+    take = service.prepare(config)
+    # What is only ready changes nothing either.
+    assert (state(), await serial(rig)) == (([b"old-key"], ["ann"]), before)
+    # And what is taken is what was read then.
+    file.unlink()
+    pair.certificate.unlink()
+    take()
+    assert state() == ([b"new-key"], ["bob"])
+    assert await serial(rig) != before
+
+
+# Handshakes that fail, in the log.
+
+
+def told(rig):
+    return [line for line in rig.sidecar.lines.all if line["event"] == "tls_handshake_failed"]
+
+
+async def test_the_log_says_how_many_handshakes_failed_and_why(rig, pair, monkeypatch):
+    monkeypatch.setattr("sidecar.web.handshakes._PERIOD", 3600)
+    sidecar = await begin(rig, pair)
+    for _ in range(4):
+        client = await plain(rig)
+        await client.send(b"GET /secret HTTP/1.1\r\nHost: h\r\n\r\n")
+        await client.closed()
+    client = await plain(rig)
+    client.close()
+    await eventually(lambda: sidecar.service._handshakes._failed.total() == 4, lambda: "count")
+    (first,) = told(rig)
+    assert (first["level"], first["count"], first["reasons"]) == ("warning", 1, {"http_request": 1})
+    await sidecar.service.stop(0)
+    _, last = told(rig)
+    assert (last["count"], last["reasons"]) == (4, {"http_request": 3, "left": 1})
+    assert not any(b"secret" in line for line in sidecar.lines.raw)
+
+
+async def test_there_is_one_line_a_period_at_most_and_none_when_nothing_fails(monkeypatch):
+    from sidecar.telemetry.log import make_logger
+    from sidecar.web.handshakes import Handshakes
+    from tests.conftest import Lines
+
+    timers = []
+
+    class Timer:
+        def __init__(self, _delay, do):
+            self.do = do
+            timers.append(self)
+
+        def cancel(self):
+            pass
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", Timer)
+    lines = Lines()
+    counted = Handshakes(make_logger(lines, "json", "info"))
+    for error in (ConnectionResetError(), ConnectionAbortedError(), ConnectionResetError()):
+        counted.failed(error)
+    assert [(line["level"], line["reasons"]) for line in lines.all] == [("info", {"left": 1})]
+    timers.pop().do()
+    assert lines.all[1]["reasons"] == {"timeout": 1, "left": 1}
+    timers.pop().do()
+    assert (len(lines.all), timers) == (2, [])
+    counted.failed(ssl.SSLError())
+    assert (lines.all[2]["reasons"], len(timers)) == ({"ssl": 1}, 1)
 
 
 BROKEN = {
@@ -421,12 +535,11 @@ async def test_what_cannot_be_used_changes_nothing(rig, pair, case):
         name, content, said = BROKEN[case]
         file = getattr(pair, name)
         file.unlink() if content is None else file.write_bytes(content)
-    for reload in (sidecar.service.reload, sidecar.service.tls.reload):
-        with pytest.raises(ConfigError, match=said) as caught:
-            reload(config)
-        assert "\n" not in str(caught.value)
-        assert "PRIVATE" not in str(caught.value)
-        assert await serial(rig) == before
+    with pytest.raises(ConfigError, match=said) as caught:
+        sidecar.service.prepare(config)
+    assert "\n" not in str(caught.value)
+    assert "PRIVATE" not in str(caught.value)
+    assert await serial(rig) == before
 
 
 def test_a_key_with_a_passphrase_is_refused_and_asks_nobody(pair):

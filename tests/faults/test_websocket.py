@@ -2,16 +2,22 @@
 
 import asyncio
 import os
+import socket
 import ssl
+import sys
 
 import pytest
 import trustme
 
+from sidecar.config import load
 from sidecar.core.websocket import close_frame
+from sidecar.engine.wire import Wire
+from sidecar.serving.intake import request_of
 from sidecar.serving.relay import LINGER, Relay
 from sidecar.serving.shell import ClientGoneError
 from sidecar.web import tunnel
 from tests.core.test_websocket import CLOSE, MIXED, PING, frame
+from tests.faults.clients import ALICE, BOB, beside, client, two
 from tests.faults.conftest import eventually
 from tests.faults.sockets import (
     ASK,
@@ -453,6 +459,46 @@ async def test_one_that_takes_a_little_is_not_dropped():
     joined.client.ready()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at what Linux can be told")
+async def test_a_peer_that_is_gone_without_a_word_is_noticed_in_minutes(rig, far):
+    """Nobody speaks, and no clock runs; but the kernel asks whether anybody is there."""
+    client, upstream = await opened(rig, far)
+    joined = relay(rig)
+    for one in (joined.client, joined.upstream):
+        sock = one.wire._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        names = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        assert [sock.getsockopt(socket.IPPROTO_TCP, name) for name in names] == [60, 15, 4]
+    await end(client, upstream)
+
+
+async def test_a_socket_that_takes_no_options_is_taken_all_the_same():
+    """It may have been closed by its peer in that moment, or be no TCP socket at all."""
+    near, beyond = socket.socketpair()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(asyncio.Protocol, sock=near)
+    beyond.close()
+
+    class Closed:
+        def get_extra_info(self, name):
+            assert name == "socket"
+            return self
+
+        def setsockopt(self, *option):
+            raise OSError(22, "Invalid argument")
+
+        def __getattr__(self, name):
+            return getattr(transport, name)
+
+    wire = Wire(Closed(), b"early")
+    assert wire._early == [b"early"]
+    lost = loop.create_future()
+    wire._on_lost = lost.set_result
+    wire.close(0.0)
+    async with asyncio.timeout(GUARD):
+        await lost
+
+
 async def test_silence_is_no_reason_to_end_it(rig, far):
     """No clock of the sidecar's runs while both sides are quiet."""
     client, upstream = await opened(rig, far, timeouts__client=0.1, timeouts__stall=0.1, timeouts__head=0.1)
@@ -587,7 +633,28 @@ async def test_a_client_that_closes_its_half_still_hears_the_upstream(rig, far):
     await line_of(rig, "complete", close_code=1000, events=1)
 
 
-async def test_one_that_does_not_answer_a_close_is_not_waited_for(rig, far):
+@pytest.mark.parametrize("first", ["client", "upstream"])
+async def test_the_reply_to_a_close_is_waited_for_longer_than_anything_else(rig, far, monkeypatch, first):
+    """One that was told why may take its time to reply, and loses the reason if its reply finds nobody."""
+    monkeypatch.setattr("sidecar.serving.relay.LINGER", 0.0)
+    client, upstream = await opened(rig, far)
+    joined = relay(rig)
+    one, other = (client, upstream) if first == "client" else (upstream, client)
+    mask, back = (MASK, None) if first == "client" else (None, MASK)
+    await one.send(close(4001, mask=mask))
+    one.finish()
+    await other.sees(close(4001, mask=mask))
+    assert await other.reader.read(1) == b""
+    await other.send(close(4001, mask=back))
+    await one.sees(close(4001, mask=back))
+    other.leave("fin")
+    assert await one.rest() == b""
+    assert not joined._lingered
+    await line_of(rig, "complete", close_code=4001)
+
+
+async def test_one_that_does_not_answer_a_close_is_not_waited_for(rig, far, monkeypatch):
+    monkeypatch.setattr("sidecar.serving.relay.REPLY", 0.2)
     client, upstream = await opened(rig, far)
     await client.send(close(mask=MASK))
     client.finish()
@@ -609,6 +676,34 @@ async def test_a_client_in_full_flow_gets_the_close_frame(rig, far):
     client.leave("rst")
     await asyncio.gather(sending, return_exceptions=True)
     await line_of(rig, "complete", close_code=1008)
+
+
+REFUSED = """
+[[upstreams]]
+name = "far"
+url = "{url}"
+paths = ["/v1"]
+
+[[clients]]
+name = "one"
+token_sha256 = "{token}"
+"""
+
+
+@pytest.mark.parametrize("upgrade", [b"websocket", b"h2c"])
+async def test_a_refused_upgrade_ends_the_connection(rig, far, tmp_path, upgrade):
+    """What is sent behind it is partly lost, so nothing may be read as the next request; also where it is refused
+    before anybody looks what it asks for."""
+    file = tmp_path / "slipstream.toml"
+    file.write_text(REFUSED.format(url=far.url, token="0" * 64))
+    await rig.start(None, file=file)
+    asked = ASK.replace(b"Upgrade: websocket", b"Upgrade: " + upgrade)
+    client = await connect(rig, asked + request("GET", "/v1/hidden"))
+    answer = await answered(client)
+    assert (answer.status, answer.header("connection")) == (401, b"close")
+    assert await client.rest() == b""
+    assert len(rig.sidecar.lines.requests) == 1
+    assert not far.peers
 
 
 # Limits, and the sidecar's own end.
@@ -743,6 +838,72 @@ async def test_one_that_is_still_being_opened_is_refused_at_the_deadline(rig, fa
 
     assert not await drained(rig, 0.0, meanwhile)
     assert await upstream.rest(1.0) == b""
+
+
+HERS = ASK.replace(b"Host:", b"Proxy-Authorization: Bearer " + ALICE + b"\r\nHost:")
+
+
+def without_alice(rig, far, **alices):
+    """The configuration is read again, and has only Bob now; or Alice with what is given."""
+    clients = two(**alices) if alices else [client("bob", BOB)]
+    config = load({}, {}, {"clients": clients, "server": {"upstream": far.url}}).config
+    rig.sidecar.service.assembly.prepare(config)()
+
+
+async def test_a_client_that_is_taken_out_keeps_none(rig, far):
+    """1008 to the client, 1001 to the upstream; others' go on."""
+    await rig.start(far.url, file={"clients": two()})
+    ends = []
+    for ask in (HERS, HERS.replace(ALICE, BOB)):
+        peer = await connect(rig, ask)
+        upstream = await far.call()
+        assert b"token" not in await upstream.head()
+        await upstream.send(SWITCH)
+        assert await peer.head() == SWITCH
+        ends.append((peer, upstream))
+    (hers, her_upstream), (his, his_upstream) = ends
+    without_alice(rig, far, requests=7)
+    await hers.send(masked())
+    await her_upstream.sees(masked())
+    without_alice(rig, far)
+    await hers.sees(close(1008))
+    assert await hers.rest() == b""
+    assert (await her_upstream.rest())[:2] == b"\x88\x82"
+    await line_of(rig, "truncated", "unauthorized", close_code=1008)
+    await end(his, his_upstream)
+    await line_of(rig, "complete", number=1)
+
+
+async def test_a_client_that_is_taken_out_meanwhile_gets_none(rig, far):
+    await rig.start(far.url, file={"clients": two()})
+    peer = await connect(rig, HERS)
+    upstream = await far.call()
+    await upstream.head()
+    without_alice(rig, far)
+    await upstream.send(SWITCH)
+    refused(await answered(peer), 401, "unauthorized")
+    assert await upstream.rest(1.0) == b""
+
+
+async def test_one_that_would_be_one_too_many_is_not_opened(rig, far):
+    """A call that goes on without its client has its place."""
+    await rig.start(far.url, file={"clients": two(requests=1)})
+    clients = rig.sidecar.service.assembly.inbound.clients
+    alice = clients.identify(request_of("GET", b"/", (beside(ALICE),)))[0]
+    clients.left(alice, 1)
+    refused(await answered(await connect(rig, HERS)), 429, "rate_limited")
+    assert not far.peers
+    clients.left(alice, -1)
+    await opened_by_her(rig, far)
+
+
+async def opened_by_her(rig, far):
+    peer = await connect(rig, HERS)
+    upstream = await far.call()
+    await upstream.head()
+    await upstream.send(SWITCH)
+    assert await peer.head() == SWITCH
+    await end(peer, upstream)
 
 
 @pytest.fixture(params=["client", "upstream"])

@@ -1,7 +1,9 @@
 """Several workers: whichever one a client comes to, it gets what it would get from the one that has it."""
 
 import asyncio
+import errno
 import socket
+from contextlib import asynccontextmanager
 
 import orjson
 import pytest
@@ -29,18 +31,25 @@ from tests.faults.comeback import (
 )
 from tests.faults.conftest import eventually
 from tests.faults.jobs import JOBS, PLAIN, ask, name_of, status, submitted, until, whole
+from tests.faults.test_overload import Failing
 from tests.faults.wire import ANTHROPIC, CHAT, GUARD, LAST, OTHER, chunk, head, request
 
 
 @pytest.fixture
 async def pair(rig, tmp_path):
     """Two workers; `pair(0)` makes the first one that which clients come to."""
+    return await two(rig, tmp_path)
+
+
+async def two(rig, tmp_path, second=None, **keys):
+    """The same; `second`: settings of the second one only."""
     for number in (0, 1):
         # The second one may keep no jobs: that is how they are begun.
         folder = tmp_path / "data" if number == 0 else None
         if folder is not None:
             folder.mkdir()
-        await rig.start(place=Place(tmp_path, number, 2), folder=folder)
+        more = (second or {}) if number == 1 else {}
+        await rig.start(place=Place(tmp_path, number, 2), folder=folder, **keys, **more)
     both = list(rig.sidecars)
 
     def use(number):
@@ -329,6 +338,28 @@ async def test_a_hung_worker_does_not_keep_clients_of_others_from_leaving(rig, p
     (tmp_path / "aside").rename(path)
 
 
+@asynccontextmanager
+async def instead(tmp_path, answer=b"", rest=b""):
+    """In the place of the first worker: who takes connections, says that much to requests, says the rest once
+    the event that this gives is set, and closes."""
+    seen = asyncio.Event()
+
+    async def connected(reader, writer):
+        if answer:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(answer)
+            await seen.wait()
+            writer.write(rest)
+        writer.close()
+
+    path, aside = Place(tmp_path, 0, 2).socket(0), tmp_path / "aside"
+    path.rename(aside)
+    async with await asyncio.start_unix_server(connected, path):
+        yield seen
+    path.unlink(missing_ok=True)
+    aside.rename(path)
+
+
 @pytest.mark.parametrize("cut", [False, True])
 async def test_a_client_of_http_10_can_tell_a_cut_stream_there_too(rig, pair, cut):
     pair(0)
@@ -362,3 +393,172 @@ async def test_what_a_client_names_as_its_connections_own_stays_so(rig, pair):
     assert b"x-own" not in {name.lower() for name, _ in call.received.headers}
     await call.send(head(b"application/json", framing=b"Content-Length: 2") + b"{}")
     call.done()
+
+
+@pytest.mark.parametrize("form", ["stream", "job"])
+@pytest.mark.parametrize("fault", ["stalls", "breaks"])
+async def test_a_body_that_goes_wrong_on_its_way_is_told_as_that(rig, tmp_path, form, fault):
+    """The other one has it by then, and its end of the connection ends with no answer: that is no sign that it
+    is gone."""
+    pair = await two(rig, tmp_path, {"timeouts__client": 0.2} if fault == "stalls" else None)
+    first = pair(0)
+    if form == "stream":
+        stream = await begin(rig, CHAT, IDS)
+        await passed(stream, CHAT.events[0])
+        asks = (b"Last-Event-ID", f"{stream.name}:0".encode())
+    else:
+        rig.script(CHAT.target)
+        asks = (b"Prefer", b"respond-async")
+    running = first.service.assembly.front.active
+    second = pair(1)
+    client = await rig.connect()
+    fields = [asks, (b"Content-Type", b"application/json"), (b"Transfer-Encoding", b"chunked")]
+    await client.send(request("POST", CHAT.target, None, fields) + chunk(b"{"))
+    await eventually(
+        lambda: first.service.assembly.front.active > running or second.lines.requests, lambda: "no hand-over"
+    )
+    if fault == "breaks":
+        await client.send(b"zz\r\n")
+    answer = await client.answer("POST")
+    await answer.rest()
+    told = (408, b"request_timeout") if fault == "stalls" else (400, b"bad_request")
+    assert (answer.status, answer.header("slipstream-error")) == told
+    async with asyncio.timeout(GUARD):
+        line = await second.lines.request()
+    assert (line["status"], line["error"]) == (told[0], told[1].decode())
+    assert len(second.lines.requests) == 1
+    await eventually(lambda: first.service.assembly.front.active == running, lambda: "a request")
+    if form == "stream":
+        pair(0)
+        await ended(stream.call, *CHAT.events[1:])
+        await stream.answer.rest()
+        assert stream.answer.end == "whole"
+    assert rig.uncalled()
+
+
+async def test_a_worker_that_takes_a_connection_and_drops_it_is_not_gone(rig, pair, tmp_path):
+    """46: as one does that has no descriptor left. Its stream lives: a client may ask again, and not begin anew."""
+    pair(0)
+    stream = await begin(rig, CHAT, IDS)
+    second = pair(1)
+    async with instead(tmp_path):
+        answer = await again(rig, "GET", STREAMS + stream.name)
+    assert (answer.status, answer.header("slipstream-error")) == (503, b"overloaded")
+    assert answer.header("retry-after") == b"1"
+    assert [line["error"] for line in second.lines.requests] == ["overloaded"]
+    await ended(stream.call, *CHAT.events)
+    answer = await again(rig, "GET", STREAMS + stream.name)
+    assert (answer.status, answer.end) == (200, "whole")
+
+
+async def test_a_worker_without_descriptors_says_so_to_the_others(rig, pair):
+    """46: and serves what comes when there are some again."""
+    first = pair(0)
+    stream = await begin(rig, CHAT, IDS)
+    await ended(stream.call, *CHAT.events)
+    await stream.answer.rest()
+    listener = first.service._handed._listener
+    (real,) = listener._sockets
+    failing = Failing(real, errno.EMFILE)
+    asyncio.get_running_loop().add_reader(real.fileno(), listener._ready, failing)
+    pair(1)
+    answer = await again(rig, "GET", STREAMS + stream.name)
+    assert (answer.status, answer.header("slipstream-error")) == (503, b"overloaded")
+    assert failing.tries > 1
+    answer = await again(rig, "GET", STREAMS + stream.name)
+    assert (answer.status, answer.end) == (200, "whole")
+
+
+async def test_a_request_that_was_handed_over_is_counted_once(rig, pair):
+    first = pair(0)
+    stream = await begin(rig, CHAT, IDS)
+    await passed(stream, *CHAT.events[:1])
+    second = pair(1)
+    client, answer = await back(rig, CHAT, "stream", stream.name, -1)
+    await holds(answer, len(CHAT.events[0]))
+    boards = [sidecar.service.assembly.board for sidecar in (first, second)]
+    active = [board.stats()["active"] for board in boards]
+    assert [(told["requests"], told["streams"]) for told in active] == [(2, 2), (0, 0)]
+    assert [len(board.active(9)) for board in boards] == [2, 0]
+    # It takes room there all the same.
+    assert second.service.assembly.front.active == 1
+    await ended(stream.call, *CHAT.events[1:])
+    assert (await answer.rest(), answer.end) == (CHAT.whole, "whole")
+    await stream.answer.rest()
+    client.close()
+
+
+@pytest.mark.parametrize("asks", ["prefer", "last-event-id"])
+async def test_what_is_about_a_process_is_asked_of_whoever_is_asked(rig, pair, asks):
+    scope = caller_of(b"s" * 32, None).scope
+    field = (b"Prefer", b"respond-async")
+    if asks == "last-event-id":
+        field = (b"Last-Event-ID", mint(b"s" * 32, scope, "s").encode() + b":0")
+    await deaf(pair(0))
+    pair(1)
+    for target, status_ in (("healthz", 200), ("nothing", 404)):
+        answer = await again(rig, "GET", "/_slipstream/" + target, field)
+        assert (answer.status, answer.end) == (status_, "whole"), target
+
+
+async def test_a_stream_that_is_gone_is_no_job(rig, pair):
+    await deaf(pair(0))
+    pair(1)
+    name = mint(b"s" * 32, caller_of(b"s" * 32, None).scope, "s")
+    await gone(rig, name, (b"Prefer", b"respond-async"))
+
+
+@pytest.mark.parametrize("of", ["bytes", "fields", "names"])
+async def test_a_head_at_its_limit_is_not_too_large_when_it_is_handed_over(rig, tmp_path, of):
+    """What a hand-over adds to it counts for nobody. `names`: of fields that the connection is to keep."""
+    limit = 16 << 10
+    pair = await two(rig, tmp_path, limits__headers=limit)
+    pair(0)
+    stream = await begin(rig, CHAT, IDS)
+    await ended(stream.call, *CHAT.events)
+    await stream.answer.rest()
+    fields = [(b"X-%d" % at, b"1") for at in range(255 if of == "fields" else 1)]
+    if of == "names":
+        fields.append((b"Connection", b",".join(b"n%d" % at for at in range(2000))))
+    target = STREAMS + stream.name
+    if of != "fields":
+        head_ = [(b"Host", b"sidecar.test"), *fields, (b"X-Pad", b"")]
+        left_ = limit - len(target) - sum(len(name) + len(value) + 4 for name, value in head_)
+        fields.append((b"X-Pad", b"y" * left_))
+        over = [*fields[:-1], (b"X-Pad", b"y" * (left_ + 1))]
+    else:
+        over = [*fields, (b"Y", b"1")]
+    for number in (0, 1):
+        pair(number)
+        answer = await again(rig, "GET", target, *fields)
+        assert (answer.status, answer.end) == (200, "whole"), number
+        answer = await again(rig, "GET", target, *over)
+        assert (answer.status, answer.header("slipstream-error")) == (431, b"headers_too_large"), number
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "rest", "end"),
+    [
+        (HEAD + b"Content-Length: 10\r\n\r\nhello", b"", "cut"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk(b"hello"), b"", "reset"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk(b"hello"), b"zz\r\n", "reset"),
+    ],
+    ids=["short", "unended", "no http"],
+)
+async def test_an_answer_that_breaks_off_does_not_look_whole_to_http_10(
+    rig, pair, tmp_path, answer, rest, end
+):
+    """A reset may cost a slow client what it has not read: only where nothing else can tell."""
+    pair(1)
+    name = mint(b"s" * 32, caller_of(b"s" * 32, None).scope, "s")
+    async with instead(tmp_path, answer, rest) as seen:
+        client = await rig.connect()
+        await client.send(request("GET", STREAMS + name).replace(b"HTTP/1.1", b"HTTP/1.0"))
+        told = await client.answer()
+        await told.until(len(b"hello"))
+        seen.set()
+        await told.rest()
+        assert (told.body, told.end) == (b"hello", end)

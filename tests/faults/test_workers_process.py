@@ -174,9 +174,12 @@ async def test_stragglers_get_the_error_frame(rig, clients, tmp_path):
         process.signal()
         for _, call, answer in streams:
             await answer.rest()
-            assert (answer.end, b'"draining"' in answer.body or b"error" in answer.body) == ("cut", True)
+            assert (answer.end, b"error" in answer.body) == ("cut", True)
             call.close()
         assert await process.exited() == 0
+        told = [await process.event("stopped", number) for number in range(3)]
+        assert any(line["unfinished"] for line in told[:2])
+        assert told[2]["unfinished"]  # the supervisor's, which is the last one
 
 
 async def test_a_second_signal_ends_all_at_once(rig, clients, tmp_path):
@@ -250,6 +253,52 @@ async def test_reload_reaches_all_of_them_and_a_bad_one_none(rig, clients, tmp_p
         process.signal()
         assert await process.exited() == 0
         assert len([line for line in process.lines if line["event"] == "reload_failed"]) == 1
+
+
+async def test_a_worker_begun_again_is_as_open_as_the_others(rig, tmp_path):
+    """What needs a restart of all is not in force because one was begun again."""
+    file = tmp_path / "clients.toml"
+    digest = hashlib.sha256(b"token").hexdigest()
+    file.write_text(f'[[clients]]\nname = "app"\ntoken_sha256 = "{digest}"\n[cache]\nttl = 60\n')
+    async with workers(tmp_path, rig.provider.url, "--config", str(file)) as process:
+        file.write_text("[cache]\nttl = 70\n")
+        process.signal(signal.SIGHUP)
+        told = [await process.event("reloaded", number) for number in range(3)]
+        assert all((line["changed"], line["restart"]) == (["cache.ttl"], ["clients"]) for line in told)
+        # Read, and left alone, as what it names is not there.
+        file.write_text('[tls]\ncertificate = "nowhere.pem"\nkey = "nowhere.pem"\n')
+        process.signal(signal.SIGHUP)
+        await process.event("reload_failed")
+        os.kill(await started(process, 1), signal.SIGKILL)
+        await process.event("worker_ended")
+        process.signal(signal.SIGHUP)  # while it starts
+        await started(process, 1, 1)
+        for _ in range(TRIES):
+            assert (await ask(process, "GET", "/x")).status == 401
+        assert len([line for line in process.lines if line["event"] == "worker_ended"]) == 1
+
+
+async def test_told_to_stop_while_some_are_starting(rig, clients, tmp_path):
+    """Who is served already is served to the end."""
+    made = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "sidecar", "serve", "--upstream", rig.provider.url, "--workers", "3"),
+        *("--port", "0", "--admin-port", "0", "--log-format", "json"),
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "SLIPSTREAM_SERVER__DATA_DIR": str(tmp_path)},
+    )
+    process = Process(made)
+    pid = await started(process, 0)
+    listening = [each for each in psutil.Process(pid).net_connections("tcp") if each.status == "LISTEN"]
+    process.port = listening[0].laddr.port
+    _, call, answer = await stream(rig, clients, process)
+    process.signal()
+    await drained(process, 0)
+    await call.send(chunk(b"".join(CHAT.events[1:])), LAST)
+    call.done()
+    await answer.rest()
+    assert answer.end == "whole"
+    assert await process.exited() == 0
+    made._transport.close()
 
 
 async def test_an_answer_that_one_has_stored_is_the_others_too(rig, clients, tmp_path):

@@ -35,6 +35,7 @@ class Answering:
         """`most`: connections at once."""
         self._timeout = config.timeouts.client
         self._serve = serve
+        self._on_fault = on_fault
         self.server = Server(
             self._handle,
             refuse=self._refuse,
@@ -50,7 +51,7 @@ class Answering:
     def listener(self, bound: asyncio.Server) -> Listener:
         """What takes its connections in; see `Listener`."""
         full = RefusedError("overloaded", "no file descriptor is free; raise LimitNOFILE")
-        return Listener(bound, self.server, refusal=lambda: _rejection(full))
+        return Listener(bound, self.server, refusal=lambda: _rejection(full), on_fault=self._on_fault)
 
     async def stop(self, listener: asyncio.Server | Listener) -> None:
         """Close at once, whoever is being told something."""
