@@ -17,6 +17,7 @@ from sidecar.cli.serve import run_loop, serve
 from sidecar.config import Config, load
 from sidecar.core.values import ConfigError
 from sidecar.serving.folder import data_dir
+from sidecar.stores.turn import Turn
 from sidecar.telemetry.log import Level, format_of, make_logger, request_lines, stderr_writer
 from sidecar.web.handover import Place
 from sidecar.web.service import AdminPort
@@ -39,7 +40,7 @@ def main(descriptor: int) -> None:
         """The configuration of a file that holds this. Raises ConfigError."""
         return placed(load(order.flags, file=tree, called=order.file).config, inherited)
 
-    writer = stderr_writer(place.folder / LOG_TURN)
+    writer = stderr_writer(Turn(place.folder / LOG_TURN))
     try:
         config = read(order.trees[0])
         for tree in order.trees[1:]:

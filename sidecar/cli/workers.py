@@ -18,6 +18,7 @@ from sidecar.cli.notify import Notify, keep_posted
 from sidecar.cli.reload import Reload, Reloads
 from sidecar.config import Config, load, read_file
 from sidecar.core.values import ConfigError
+from sidecar.stores.turn import Turn
 from sidecar.telemetry.log import Level, LineWriter, place_of
 from sidecar.web.admin.server import Admin
 from sidecar.web.handover import Place
@@ -85,7 +86,7 @@ async def supervise(
             held.callback(each.close)
         try:
             folder = held.enter_context(ground.folder())
-            writer.share(folder / ground.LOG_TURN)
+            writer.share(Turn(folder / ground.LOG_TURN))
         except OSError as error:
             raise ConfigError(
                 f"server.workers: no folder for the workers' sockets can be made: {error.strerror}; "

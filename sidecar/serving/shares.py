@@ -1,9 +1,11 @@
 """What clients have used of their limits, in memory that all worker processes see.
 
 There is one table for all: a time per client, and for each worker a counter per client. Every worker writes
-only its own counters, so none needs a lock; the time is written by all. Both are aligned words of eight
-bytes, which are read and written whole. Two workers that admit a request in the same microsecond may let one
-more through than the limit allows, and that is all that can go wrong.
+only its own counters, so these need no lock: they are aligned words of eight bytes, which are read and
+written whole, and two workers that admit a request in the same microsecond may let one more run than the
+limit allows. The time is written by all of them, under a lock: who is held up between reading and writing it
+would else bring back what others have spent meanwhile. It is held for microseconds, by who has it and by who
+waits for it.
 
 Rates are kept by the generic cell rate algorithm: of each client only the time is known at which its latest
 request would have come, had they come evenly (GCRA, ITU-T I.371). Times are CLOCK_MONOTONIC, the same in all
@@ -15,8 +17,10 @@ import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+
+from sidecar.stores.turn import Turn
 
 _WORD = 8
 
@@ -39,9 +43,15 @@ class Shares:
         self._worker = worker
         self._workers = workers
         self._clock = clock
+        self._turn: Turn | nullcontext[None] = nullcontext()
         count = len(names)
         size = max(count * (1 + workers), 1) * _WORD
-        self._map = mmap.mmap(-1, size) if path is None else _opened(path, names, workers, size)
+        if path is None:
+            self._map = mmap.mmap(-1, size)
+        else:
+            file = _file(path, names, workers)
+            self._map = _opened(file, size)
+            self._turn = Turn(file)
         whole = memoryview(self._map)
         self._times = whole[: count * _WORD].cast("d")
         self._counts = whole[count * _WORD : count * (1 + workers) * _WORD].cast("q")
@@ -64,22 +74,19 @@ class Shares:
     def spend(self, name: str, rate: float) -> float:
         """Let a request through, if the rate allows it. Returns 0, or else the seconds to wait; nothing is
         spent then. `rate`: requests per second."""
-        place, now, times = self._places[name], self._clock(), self._times
-        while True:
-            before = times[place]
-            due, wait = paced(before, now, rate)
-            if wait:
-                return wait
-            if times[place] == before:  # else another worker was quicker, and what it spent must not be lost
-                times[place] = due
-                return 0.0
+        place = self._places[name]
+        with self._turn:
+            due, wait = paced(self._times[place], self._clock(), rate)
+            if not wait:
+                self._times[place] = due
+        return wait
 
     def take_over(self, earlier: "Shares") -> None:
         """What was spent of the rates of those who were in an earlier table too."""
-        for name, place in self._places.items():
-            before = earlier._places.get(name)  # noqa: SLF001 - another one of these
-            if before is not None:
-                self._times[place] = max(self._times[place], earlier._times[before])  # noqa: SLF001
+        spent = {name: earlier._times[place] for name, place in earlier._places.items()}  # noqa: SLF001 - it is
+        with self._turn:  # another one of these
+            for name, place in self._places.items():
+                self._times[place] = max(self._times[place], spent.get(name, 0.0))
 
     def close(self) -> None:
         """Be done with it; nobody is in it any more. The others' view stays."""
@@ -87,6 +94,8 @@ class Shares:
         self._times.release()
         self._counts.release()
         self._map.close()
+        if isinstance(self._turn, Turn):
+            self._turn.close()
 
 
 def clear(path: Path, worker: int, workers: int) -> None:
@@ -116,9 +125,13 @@ def paced(due: float, now: float, rate: float) -> tuple[float, float]:
     return due + each, 0.0
 
 
-def _opened(path: Path, names: Sequence[str], workers: int, size: int) -> mmap.mmap:
+def _file(path: Path, names: Sequence[str], workers: int) -> Path:
     digest = hashlib.sha256("\n".join([str(workers), *names]).encode()).hexdigest()[:16]
-    file = os.open(path.with_name(f"{path.name}-{digest}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return path.with_name(f"{path.name}-{digest}")
+
+
+def _opened(path: Path, size: int) -> mmap.mmap:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(file, size)  # a new one is full of zeros, and to one that is there this is nothing
         return mmap.mmap(file, size)

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 import orjson
@@ -20,6 +19,8 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
 
 from sidecar.telemetry.console import console_line
+
+Turns = AbstractContextManager[None]
 
 _FLUSH = 0.05
 _BUFFER = 8 << 20
@@ -47,11 +48,11 @@ class Level:
 class LineWriter:
     """Takes lines from one thread, the event loop's, and writes them from another."""
 
-    def __init__(self, stream: BinaryIO, turn: Path | None = None) -> None:
-        """`turn`: a file that is locked for each write, where other processes write to the same stream: what
+    def __init__(self, stream: BinaryIO, turn: Turns | None = None) -> None:
+        """`turn`: a lock that is held for each write, where other processes write to the same stream: what
         does not fit into a pipe at once could else end up inside of another one's line."""
         self._stream = stream
-        self._turn: AbstractContextManager[None] = _Turn(turn) if turn is not None else nullcontext()
+        self._turn: Turns = nullcontext() if turn is None else turn
         self._lines: list[bytes] = []
         self._queued = 0
         self._dropped = 0
@@ -66,9 +67,9 @@ class LineWriter:
         self._thread = threading.Thread(target=self._run, name="slipstream-log", daemon=True)
         self._thread.start()
 
-    def share(self, turn: Path) -> None:
+    def share(self, turn: Turns) -> None:
         """From now on others write to the same stream; see `turn`."""
-        self._turn = _Turn(turn)
+        self._turn = turn
 
     def write(self, line: bytes) -> None:
         """Queue one line, newline included."""
@@ -134,23 +135,6 @@ class LineWriter:
                 self._pending -= sum(map(len, lines))
 
 
-class _Turn:
-    """A lock between processes, which ends with whoever holds it."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("ab")
-
-    def __enter__(self) -> None:
-        import fcntl  # noqa: PLC0415 - exists on POSIX only
-
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_error: object) -> None:
-        import fcntl  # noqa: PLC0415 - exists on POSIX only
-
-        fcntl.flock(self._file, fcntl.LOCK_UN)
-
-
 class Writer(Protocol):
     """Takes rendered lines, newline included."""
 
@@ -200,7 +184,7 @@ def request_lines(
     return log
 
 
-def stderr_writer(turn: Path | None = None) -> LineWriter:
+def stderr_writer(turn: Turns | None = None) -> LineWriter:
     """The writer of a process's own log. `turn`: see `LineWriter`."""
     return LineWriter(sys.stderr.buffer, turn)
 

@@ -9,9 +9,10 @@ import orjson
 WRITES = """
 import sys
 from pathlib import Path
+from sidecar.stores.turn import Turn
 from sidecar.telemetry.log import LineWriter
 writer = LineWriter(sys.stderr.buffer)
-writer.share(Path(sys.argv[1]))
+writer.share(Turn(Path(sys.argv[1])))
 for number in range(60):
     writer.write(b'{"from":%s,"number":%d,"text":"%s"}\\n' % (sys.argv[2].encode(), number, b"x" * 40_000))
     if number % 7 == 0:

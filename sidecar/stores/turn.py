@@ -1,0 +1,26 @@
+"""A lock between processes, for what only one of them may do at a time."""
+
+import os
+from pathlib import Path
+
+
+class Turn:
+    """`with` it held. It ends with whoever holds it, killed or not. POSIX only, and for one thread."""
+
+    def __init__(self, path: Path) -> None:
+        """`path`: the file that is locked. It may have content, which is not touched. Raises OSError."""
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> None:
+        import fcntl  # noqa: PLC0415 - exists on POSIX only
+
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_error: object) -> None:
+        import fcntl  # noqa: PLC0415 - exists on POSIX only
+
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Be done with it. The file stays."""
+        os.close(self._file)
