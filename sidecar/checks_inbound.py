@@ -113,14 +113,21 @@ def check_files(config: Config) -> None:
 
 
 def find(name: str) -> Path:
-    """The file of that name. A relative one is looked up in systemd's credentials first
-    (`$CREDENTIALS_DIRECTORY`), then in the working directory."""
+    """The file of that name; `~` is the user's home. A relative one is looked up in systemd's credentials
+    first (`$CREDENTIALS_DIRECTORY`), then in the working directory."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if folder and not Path(name).is_absolute():
         path = Path(folder) / name
         if path.exists():
             return path
-    return Path(name)
+    return _expanded(name)
+
+
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # no such user
+        return Path(name)
 
 
 def read_key(key: str, name: str) -> bytes:

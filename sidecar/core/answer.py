@@ -9,9 +9,10 @@ import msgspec
 from sidecar.core.decode import Decoder
 from sidecar.core.dialects import OTHER_SSE, Dialect, Facts
 from sidecar.core.dialects.base import Framing, error_name, read_whole
-from sidecar.core.gaps import Gaps
+from sidecar.core.gaps import NO_GAPS, Gaps
 from sidecar.core.lines import ArrayFramer, LineFramer
 from sidecar.core.sse import Framer, SSEFramer, data_of, has_id, name_of
+from sidecar.core.told import NEVER, Told
 from sidecar.core.types import DeltaKind, Head, Intent, Request
 
 _SURPRISES = (
@@ -25,8 +26,7 @@ _SURPRISES = (
 )
 """What reading somebody else's JSON can raise. Learning nothing is then the right answer."""
 
-NEVER = 1 << 62
-"""More events than any stream has."""
+_NONE: frozenset[str] = frozenset()
 
 _FRAMERS: dict[str, type[SSEFramer] | type[LineFramer] | type[ArrayFramer]] = {
     "sse": SSEFramer,
@@ -40,6 +40,7 @@ class Answer:
 
     __slots__ = (
         "_blind",
+        "_closing",
         "_decoder",
         "_framer",
         "_read",
@@ -84,6 +85,7 @@ class Answer:
         self._decoder: Decoder | None = None
         self._blind = False
         self._read = False
+        self._closing = b""
 
     def begin(self, head: Head) -> None:
         """Choose how to read the body, by what the answer says it is."""
@@ -107,11 +109,29 @@ class Answer:
         if not self.identity and self.dialect is not None:
             self._decoder = Decoder(encoding)
 
-    def over_with(self, events: int, deltas: int, first: DeltaKind | None, ids_until: int | None) -> None:
+    def over_with(self, told: Told) -> None:
         """After `begin`: all of it has been read elsewhere, and this is what there was."""
-        self.events, self.deltas, self.first_kind = events, deltas, first
-        self.ids_until = NEVER if ids_until is None else ids_until
-        self.facts.terminal = self._read = True
+        self.facts, self.events, self.deltas = told.facts, told.events, told.deltas
+        self.first_at, self.first_kind, self.last_at = told.first_at, told.first_kind, told.last_at
+        self.ids_until, self.unreadable, self._read = told.ids_until, told.unreadable, told.read
+        self.gaps = NO_GAPS if told.gaps is None else Gaps.unpacked(told.gaps)
+        self._closing = told.closing
+
+    def told(self) -> Told:
+        """What is known of it once it is over. Which choices there were is of no use any more."""
+        return Told(
+            facts=msgspec.structs.replace(self.facts, reasons=_NONE, begun=_NONE, finished=_NONE),
+            events=self.events,
+            deltas=self.deltas,
+            first_at=self.first_at,
+            first_kind=self.first_kind,
+            last_at=self.last_at,
+            ids_until=self.ids_until,
+            unreadable=self.unreadable,
+            read=self._read,
+            closing=self.closing,
+            gaps=self.gaps.packed() if self.deltas > 1 else None,
+        )
 
     @property
     def learnt(self) -> bool:
@@ -182,7 +202,7 @@ class Answer:
     @property
     def closing(self) -> bytes:
         """What closes off a half event, so that an error frame after it is read as one."""
-        return self._framer.closing if self._framer is not None else b""
+        return self._closing or (self._framer.closing if self._framer is not None else b"")
 
     def feed(self, chunk: bytes, now: float) -> list[int]:
         """Take the next bytes of the body; return the offsets at which events ended.

@@ -27,7 +27,7 @@ FIXED = 2048
 """Bytes that an entry in memory is counted as taking beside its head, events and body."""
 
 
-class Known(msgspec.Struct, frozen=True):
+class Known(msgspec.Struct, frozen=True, gc=False):
     """What is known of a stored answer."""
 
     status: int

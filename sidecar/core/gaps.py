@@ -23,6 +23,18 @@ class Gaps:
         self.made: tuple[int, int, dict[int, int]] | None = None
         """What a reader has made of them, behind what `kept` was then: several want the same."""
 
+    @classmethod
+    def unpacked(cls, packed: tuple[bytes, int, float]) -> "Gaps":
+        """What `packed` made a value of."""
+        made = cls()
+        kept, made._stride, made.longest = packed
+        made._kept.frombytes(kept)
+        return made
+
+    def packed(self) -> tuple[bytes, int, float]:
+        """Those of an answer that is over, as a value."""
+        return self._kept.tobytes(), self._stride, self.longest
+
     def add(self, gap: float) -> None:
         self.longest = max(self.longest, gap)
         if self._skip:

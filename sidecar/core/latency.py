@@ -44,7 +44,7 @@ def next_request_id() -> str:
 CacheResult = Literal["hit", "miss", "bypass", "collapsed", "off"]
 
 
-class Labels(msgspec.Struct, frozen=True):
+class Labels(msgspec.Struct, frozen=True, gc=False):
     """What was called, for every line that has to do with the call."""
 
     upstream: str | None = None

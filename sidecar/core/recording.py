@@ -16,6 +16,8 @@ from array import array
 from bisect import bisect_right
 from typing import Protocol
 
+import msgspec
+
 from sidecar.core.types import End, Head
 
 LAG = 8 << 20
@@ -43,6 +45,19 @@ class Waker(Sleeper, Protocol):
     """It was too slow: the bytes at its offset are gone."""
 
 
+class Rest(msgspec.Struct, frozen=True, gc=False):
+    """A recording that is over, as a value."""
+
+    head: Head | None
+    end: End | None
+    events: bytes
+    packed: tuple[bytes, ...]
+    rest: bytes
+    base: int
+    size: int
+    limit: int
+
+
 class Recording:
     """Head, body and end of one answer, growing."""
 
@@ -67,14 +82,14 @@ class Recording:
         self.size = 0
         self.events = array("Q")
         """The offset just past each event, where the format has events."""
-        self._packed: list[bytes] = []
+        self._packed: tuple[bytes, ...] = ()
         """The first bytes, `BLOCK` of them in each; empty once they are dropped."""
         self._bytes: bytearray | bytes = bytearray()
         """Of a recording that grows, a bytearray."""
         self._base = 0
         """The offset of the first byte that is not packed, or dropped."""
         self._limit = limit
-        self._wakers: list[Waker] = []
+        self._wakers: tuple[Waker, ...] = ()
         self._room: Sleeper | None = None
         self._low = 0
 
@@ -85,6 +100,29 @@ class Recording:
         made.head, made.end, made.events = head, end, events
         made._bytes, made.size = body, len(body)
         return made
+
+    @classmethod
+    def resumed(cls, rest: Rest) -> "Recording":
+        """One that was laid to rest. Its bytes are not copied."""
+        made = cls(limit=rest.limit)
+        made.head, made.end, made.size = rest.head, rest.end, rest.size
+        made.events.frombytes(rest.events)
+        made._packed, made._bytes, made._base = rest.packed, rest.rest, rest.base
+        return made
+
+    def rest(self) -> Rest:
+        """What it takes to read it later on, once it is over. Whoever reads it now shares the bytes."""
+        self._bytes = rest = bytes(self._bytes)
+        return Rest(
+            head=self.head,
+            end=self.end,
+            events=self.events.tobytes(),
+            packed=self._packed,
+            rest=rest,
+            base=self._base,
+            size=self.size,
+            limit=self._limit,
+        )
 
     @property
     def retained(self) -> bool:
@@ -138,11 +176,10 @@ class Recording:
         """Raises ValueError when the bytes at the reader's offset are gone."""
         if waker.offset < self._base and not self._packed:
             raise ValueError("the recording no longer holds that offset")
-        self._wakers.append(waker)
+        self._wakers = (*self._wakers, waker)
 
     def detach(self, waker: Waker) -> None:
-        if waker in self._wakers:
-            self._wakers.remove(waker)
+        self._wakers = tuple([other for other in self._wakers if other is not waker])
         self._advanced(trim=True)
 
     def after(self, count: int) -> int:
@@ -179,7 +216,7 @@ class Recording:
             return 0
         with memoryview(self._bytes) as view:
             packed = zlib.compress(view[:BLOCK], 1)
-        self._packed.append(packed)
+        self._packed += (packed,)
         del self._bytes[:BLOCK]
         self._base = end
         return BLOCK - len(packed)
@@ -200,7 +237,7 @@ class Recording:
             self._lose(max([waker.offset for waker in self._wakers]) - LAG)
         passed = min([waker.offset for waker in self._wakers], default=self.size) - self._base
         if passed > 0 and isinstance(self._bytes, bytearray):
-            self._packed = []
+            self._packed = ()
             del self._bytes[:passed]
             self._base += passed
             del self.events[:]
@@ -225,8 +262,7 @@ class Recording:
         """Let go of the readers that are not as far as `least`."""
         lost = [waker for waker in self._wakers if waker.offset < least]
         if lost:
-            # A new list: the old one may be what `_wake` goes through.
-            self._wakers = [waker for waker in self._wakers if waker.offset >= least]
+            self._wakers = tuple([waker for waker in self._wakers if waker.offset >= least])
         for waker in lost:
             waker.lost = True
             waker.wake()

@@ -1,6 +1,7 @@
 """The values that travel between the parts: what was asked, what came back, how it ended.
 
-All of them are immutable. They know no socket, no event loop and no configuration.
+All of them are immutable. They know no socket, no event loop and no configuration. As values they cannot be
+part of a cycle, so the garbage collector does not follow them (`gc=False`).
 """
 
 from enum import StrEnum
@@ -15,7 +16,7 @@ DeltaKind = Literal["content", "reasoning", "tool", "event"]
 """What a streamed event carried for a person who waits; `event` where the format is not known."""
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True, gc=False):
     """The head of one client request."""
 
     method: str
@@ -29,7 +30,7 @@ class Request(msgspec.Struct, frozen=True):
     http10: bool = False
 
 
-class Head(msgspec.Struct, frozen=True):
+class Head(msgspec.Struct, frozen=True, gc=False):
     """The head of an upstream's answer."""
 
     status: int
@@ -49,7 +50,7 @@ class Outcome(StrEnum):
     REFUSED = "refused"
 
 
-class Fault(msgspec.Struct, frozen=True):
+class Fault(msgspec.Struct, frozen=True, gc=False):
     """Why the sidecar could not hand over a whole answer of the upstream."""
 
     kind: str
@@ -58,14 +59,14 @@ class Fault(msgspec.Struct, frozen=True):
     """For people. Never holds a credential, a prompt or a query string."""
 
 
-class End(msgspec.Struct, frozen=True):
+class End(msgspec.Struct, frozen=True, gc=False):
     """The last entry of a recording."""
 
     outcome: Outcome
     fault: Fault | None = None
 
 
-class Intent(msgspec.Struct, frozen=True):
+class Intent(msgspec.Struct, frozen=True, gc=False):
     """What a request asks of a model, as far as its dialect can tell from path and body."""
 
     model: str | None = None
@@ -75,7 +76,7 @@ class Intent(msgspec.Struct, frozen=True):
     """The answer depends on what the provider keeps of other requests, and may change what it keeps."""
 
 
-class Timings(msgspec.Struct):
+class Timings(msgspec.Struct, gc=False):
     """When the phases of one upstream call were over, in seconds of `time.perf_counter`; 0 before."""
 
     started: float = 0.0

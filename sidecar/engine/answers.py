@@ -14,11 +14,12 @@ import msgspec
 from sidecar.cache.exact import ExactCache
 from sidecar.cache.semantic import SemanticCache
 from sidecar.core.answer import Answer
-from sidecar.core.dialects import by_name, recognise
+from sidecar.core.dialects import Facts, by_name, recognise
 from sidecar.core.entry import Entry, Known
 from sidecar.core.folding import refreshed
 from sidecar.core.latency import Labels
 from sidecar.core.recording import Recording
+from sidecar.core.told import NEVER, Told
 from sidecar.core.types import End, Intent, Outcome, Request, Timings
 from sidecar.engine.conversion import converter
 from sidecar.engine.hub import Hub
@@ -117,7 +118,7 @@ class Answers:
                 if len(entry.made) >= _SCOPES:
                     entry.made.clear()
                 entry.made[reader] = live
-        elif live.name is not None and live.shelf is None:
+        elif live.name is not None and not self._hub.keeps(live.name):
             live.name = None  # the time was over in which clients could come back to it
         return live
 
@@ -201,11 +202,18 @@ def _sealed(entry: Entry, ask: Ask) -> Live:
     known = entry.known
     answer = _blank(entry)
     answer.begin(entry.head)
-    answer.over_with(known.events, known.deltas, known.first_kind, known.ids_until)
-    facts = answer.facts
-    facts.model, facts.finish = known.response_model, known.finish
-    facts.input_tokens, facts.output_tokens = known.input_tokens, known.output_tokens
-    facts.cached_input_tokens, facts.reasoning_tokens = known.cached_input_tokens, known.reasoning_tokens
+    facts = Facts(
+        model=known.response_model,
+        input_tokens=known.input_tokens,
+        output_tokens=known.output_tokens,
+        cached_input_tokens=known.cached_input_tokens,
+        reasoning_tokens=known.reasoning_tokens,
+        finish=known.finish,
+        terminal=True,
+    )
+    until = NEVER if known.ids_until is None else known.ids_until
+    told = Told(facts, known.events, known.deltas, first_kind=known.first_kind, ids_until=until)
+    answer.over_with(told)
     recording = Recording.sealed(entry.head, entry.body, entry.events, _COMPLETE)
     return Live(recording, answer, Ask(key=ask.key), _labels(known))
 

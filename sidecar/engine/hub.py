@@ -13,6 +13,7 @@ from sidecar.core import policy
 from sidecar.core.types import End, Fault, Outcome
 from sidecar.engine.pump import Ask, Live, pump
 from sidecar.engine.reader import Reader
+from sidecar.engine.rest import Rested, lay, wake
 from sidecar.engine.shelf import Shelf
 from sidecar.engine.source import Call, Upstream
 
@@ -41,6 +42,7 @@ class Hub:
         self.retract: Callable[[Live], None] = lambda _live: None
         """Told of a call that `keep` was told of, and whose answer must not be stored after all."""
         shelf.evicted = lambda kept: self._evicted(cast("Live", kept))
+        shelf.lay = lambda kept: lay(cast("Live", kept))
         self._loop = asyncio.get_running_loop()
         self.idle = asyncio.Event()
         """Set while no call is running."""
@@ -77,7 +79,7 @@ class Hub:
         """Wait until the call has ended; at once if it is not running."""
         if live in self._live:
             waiter = self._loop.create_future()
-            live.waiting.append(waiter)
+            live.waiting += (waiter,)
             await waiter
 
     def read(self, live: Live, offset: int = 0, *, back: bool = False) -> Reader:
@@ -86,7 +88,8 @@ class Hub:
         reader = Reader(live.recording, self._loop, offset)
         self._found(live)
         if back and (finite := [grant for grant in live.grants if grant < math.inf]):
-            live.grants.remove(min(finite))
+            at = live.grants.index(min(finite))
+            live.grants = live.grants[:at] + live.grants[at + 1 :]
         if live.settled:
             self.settle(live)
         return reader
@@ -114,8 +117,14 @@ class Hub:
             self._shelf.end(name, live)
 
     def find(self, name: str) -> Live | None:
-        """The call of that id, if it can still be read from any of its events on."""
-        return cast("Live | None", self._shelf.get(name))
+        """The call of that id, if it can still be read from any of its events on. One that has ended is
+        another record of it each time."""
+        found = self._shelf.get(name)
+        return wake(found) if isinstance(found, Rested) else cast("Live | None", found)
+
+    def keeps(self, name: str) -> bool:
+        """Whether there is a call of that id."""
+        return self._shelf.get(name) is not None
 
     @property
     def brief(self) -> bool:
@@ -148,9 +157,9 @@ class Hub:
         """A reader is gone; so is the upstream call, unless somebody still wants it."""
         recording, now = live.recording, self._loop.time()
         reader.close()
-        live.grants = [grant for grant in live.grants if grant > now]
+        live.grants = tuple([grant for grant in live.grants if grant > now])
         if patience > 0 and math.inf not in live.grants:
-            live.grants.append(now + patience)
+            live.grants += (now + patience,)
         wait = policy.lease(
             ended=recording.end is not None,
             over=live.answer.said,
@@ -250,7 +259,7 @@ class Hub:
             storing = False
         if not storing:
             self.settle(live)
-        waiting, live.waiting = live.waiting, []
+        waiting, live.waiting = live.waiting, ()
         for waiter in waiting:
             if not waiter.done():
                 waiter.set_result(None)
@@ -260,7 +269,7 @@ class Hub:
     @staticmethod
     def settle(live: Live) -> None:
         """Tell those who wait to hear what became of it."""
-        settled, live.settled = live.settled, []
+        settled, live.settled = live.settled, ()
         for tell in settled:
             tell()
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import msgspec
 
-from sidecar.core.answer import NEVER, Answer
+from sidecar.core.answer import Answer
 from sidecar.core.dialects import by_name, recognise
 from sidecar.core.latency import Labels
 from sidecar.core.recording import Recording
+from sidecar.core.told import NEVER
 from sidecar.core.types import End, Fault, Intent, Outcome, Request
 from sidecar.engine.pump import Ask, Live
 from sidecar.stores.jobs import JobRecord, Result, Status

@@ -4,10 +4,10 @@ from array import array
 
 import msgspec
 
-from sidecar.core.answer import NEVER
 from sidecar.core.caching import Reason, unkept
 from sidecar.core.entry import Entry, Known
 from sidecar.core.headers import end_to_end
+from sidecar.core.told import NEVER
 from sidecar.core.types import Head
 from sidecar.engine.pump import Keep, Live
 

@@ -118,7 +118,7 @@ class Live:
         """Gives up the work of making its answer; None before that has begun, and once it is over."""
         self.spans: Spans | None = None
         """Phases that the code which makes its answer has timed."""
-        self.waiting: list[asyncio.Future[None]] = []
+        self.waiting: tuple[asyncio.Future[None], ...] = ()
         """Who waits for its end; see `Hub.until_over`."""
         self.name: str | None = None
         """The id under which clients can come back to it; None until one was told."""
@@ -140,13 +140,13 @@ class Live:
         """Seconds of waiting for its head after which clients get a 200; 0: as long as it takes."""
         self.configured = 0.0
         """See `policy.patience`: what goes for clients that ask for nothing."""
-        self.grants: list[float] = []
+        self.grants: tuple[float, ...] = ()
         """Until when, by the loop's clock, those who have left were granted that it goes on."""
         self.timer: asyncio.TimerHandle | None = None
         """Runs while nobody reads it."""
         self.stored: float | None = None
         """Seconds it took to store its answer, once that is done."""
-        self.settled: list[Callable[[], None]] = []
+        self.settled: tuple[Callable[[], None], ...] = ()
         """Who waits to hear what became of a call that its clients had left: that it has ended, or that
         somebody reads it again."""
         self._source: Source | None = None

@@ -7,8 +7,11 @@ have ended get less room than that; those that run do not notice.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
+
+import msgspec
 
 from sidecar.core.recording import Recording
 
@@ -32,6 +35,15 @@ class Kept(Protocol):
         """Whether somebody needs all of it, whatever it takes."""
 
 
+class _Ended(msgspec.Struct, frozen=True, gc=False):
+    """One that is over. Where it is a value, so is this: see `engine.rest`."""
+
+    kept: object
+    charged: int
+    until: float
+    """The time at which it goes."""
+
+
 class Shelf:
     """Calls by id."""
 
@@ -43,14 +55,17 @@ class Shelf:
         """What those that have ended must leave; never more than the budget."""
         self._loop = asyncio.get_running_loop()
         self._running: dict[str, Kept] = {}
-        self._ended: dict[str, tuple[Kept, float]] = {}
-        """With the time at which each goes; in this order, because all are kept equally long."""
+        self._ended: OrderedDict[str, _Ended] = OrderedDict()
+        """In the order in which they go, because all are kept equally long. A plain dict finds its first item
+        the later the more were taken out before it."""
         self._timer: asyncio.TimerHandle | None = None
         self.used = 0
         self.brief = False
         """Memory is short: what begins is not kept."""
         self.evicted: Callable[[Kept], None] = lambda _kept: None
         """Told of running calls that had to go."""
+        self.lay: Callable[[Kept], object] = lambda kept: kept
+        """Makes of a call that has ended what is kept of it."""
 
     def __len__(self) -> int:
         return len(self._running) + len(self._ended)
@@ -61,11 +76,10 @@ class Shelf:
         kept.shelf = self
         self.charge(kept, _FIXED + kept.recording.size)
 
-    def get(self, name: str) -> Kept | None:
-        """The call of that id, if all of it is still there."""
-        if name in self._ended:
-            return self._ended[name][0]
-        return self._running.get(name)
+    def get(self, name: str) -> object | None:
+        """The call of that id, if all of it is still there; of one that has ended, what `lay` has made."""
+        ended = self._ended.get(name)
+        return self._running.get(name) if ended is None else ended.kept
 
     def charge(self, kept: Kept, count: int) -> None:
         """Its recording has grown by `count` bytes. What somebody holds has its bounds elsewhere."""
@@ -86,7 +100,8 @@ class Shelf:
         if self.used * _TIGHT > self._room:
             for _ in range(_BLOCKS):
                 self.charge(kept, 0)
-        self._ended[name] = (kept, self._loop.time() + self._keep)
+        self._ended[name] = _Ended(self.lay(kept), kept.charged, self._loop.time() + self._keep)
+        kept.charged, kept.shelf = 0, None
         if self._timer is None:
             self._timer = self._loop.call_later(self._keep, self._sweep)
         if self.used > self._room:
@@ -95,13 +110,11 @@ class Shelf:
     def drop(self, name: str) -> None:
         """Nobody can come back to it any more."""
         if name in self._ended:
-            kept, _ = self._ended.pop(name)
+            self.used -= self._ended.pop(name).charged
         elif name in self._running:
             kept = self._running.pop(name)
-        else:
-            return
-        self.used -= kept.charged
-        kept.charged, kept.shelf = 0, None
+            self.used -= kept.charged
+            kept.charged, kept.shelf = 0, None
 
     def resize(self, room: int) -> None:
         """From now on streams that have ended go until all together take no more than so many bytes, or none
@@ -139,8 +152,9 @@ class Shelf:
     def _sweep(self) -> None:
         self._timer = None
         now = self._loop.time()
-        for name, (_, until) in list(self._ended.items()):
-            if until > now:
-                self._timer = self._loop.call_later(until - now, self._sweep)
+        while self._ended:
+            name, ended = next(iter(self._ended.items()))
+            if ended.until > now:
+                self._timer = self._loop.call_later(ended.until - now, self._sweep)
                 return
             self.drop(name)

@@ -192,7 +192,7 @@ class Front:
             return
         if live.recording.end is None and not live.recording.readers:
             clients.left(whose, 1)
-            live.settled.append(partial(clients.left, whose, -1))
+            live.settled += (partial(clients.left, whose, -1),)
 
     def refuse(self, visit: Visit, fault: Fault, retry: int = 1) -> None:
         """Answer with an error of the sidecar's own, as far as that can still be done. `retry`: see
@@ -226,10 +226,10 @@ class Front:
         if live is None or live.recording.readers or live.held:
             self._write(visit, ended)
         elif live.recording.end is None:
-            live.settled.append(lambda: self._write(visit, time.perf_counter()))
+            live.settled += (lambda: self._write(visit, time.perf_counter()),)
         elif live.ask.keep is not None and live.abort is not None and not visit.trace.joined:
             # Its answer may be about to be stored, which is part of what it cost.
-            live.settled.append(lambda: self._write(visit, ended))
+            live.settled += (lambda: self._write(visit, ended),)
         else:
             self._write(visit, ended)
 

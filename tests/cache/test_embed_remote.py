@@ -511,6 +511,21 @@ def test_a_key_file_that_cannot_be_read_is_named(tmp_path):
             embed.load(Semantic(embedder="http://h/x", key_file=str(path)), None)
 
 
+def test_a_key_of_systemd_or_in_the_home_folder_is_found_by_its_name(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "embedder").write_text("of-home\n")
+    with loaded(server, "~/embedder") as embedder:
+        embedder.embed(["text"])
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    (folder / "embedder").write_text("of-systemd\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+    with loaded(server, "embedder") as embedder:
+        embedder.embed(["text"])
+    said = [asked.headers["authorization"] for asked in server.asked]
+    assert said == ["Bearer of-home", "Bearer of-systemd"]
+
+
 def test_a_remote_embedder_needs_nothing_here(tmp_path):
     assert embed.ready(Semantic(embedder="http://h/x"), tmp_path)
     assert not embed.ready(Semantic(), tmp_path)

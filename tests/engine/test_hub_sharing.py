@@ -478,8 +478,9 @@ def test_who_has_time_to_come_back_finds_the_rest_of_what_has_been_said(patience
         await settled()
         rig.hub.leave(live, reader, patience)
         await settled()
-        assert rig.hub.find("s_1") is live
-        assert await everything(rig.hub.read(live, len(ONE))) == DONE
+        found = rig.hub.find("s_1")
+        assert found.recording.end == live.recording.end
+        assert await everything(rig.hub.read(found, len(ONE))) == DONE
         rig.hub.close()
 
     run(main)
@@ -656,7 +657,7 @@ def test_settled_is_told_once_when_the_call_ends():
         rig, live, reader = await begun(ONE)
         told = []
         rig.hub.leave(live, reader, FINISH)
-        live.settled += [lambda: told.append("a"), lambda: told.append("b")]
+        live.settled += (lambda: told.append("a"), lambda: told.append("b"))
         await pass_time(1000)
         assert told == []
         rig.source.give(DONE)
@@ -665,7 +666,7 @@ def test_settled_is_told_once_when_the_call_ends():
         rig.source.give(b"")
         await settled()
         assert told == ["a", "b"]
-        assert live.settled == []
+        assert live.settled == ()
         assert live.recording.end == End(Outcome.COMPLETE)
 
     run(main)
@@ -676,12 +677,12 @@ def test_settled_is_told_when_somebody_reads_it_again_and_not_a_second_time():
         rig, live, reader = await begun(ONE)
         told = []
         rig.hub.leave(live, reader, 10)
-        live.settled.append(lambda: told.append(live.recording.readers))
+        live.settled += (lambda: told.append(live.recording.readers),)
         back = rig.hub.read(live)
         assert told == [1]
         rig.hub.read(live).close()
         rig.hub.leave(live, back, 10)
-        live.settled.append(lambda: told.append("end"))
+        live.settled += (lambda: told.append("end"),)
         await pass_time(11)
         assert told == [1, "end"]
 
@@ -694,7 +695,7 @@ def test_settled_is_told_however_the_call_ends(how):
         rig, live, reader = await begun(ONE)
         told = []
         rig.hub.leave(live, reader, 10)
-        live.settled.append(lambda: told.append(live.recording.end))
+        live.settled += (lambda: told.append(live.recording.end),)
         if how == "time":
             await pass_time(10.1)
         elif how == "drain":
@@ -806,7 +807,7 @@ def test_any_coming_and_going_is_as_the_table_says(steps, waits):
                 rig.hub.leave(live, readers.pop(at % len(readers)), patience)
                 until = max(until, loop.time() + patience)
                 if not readers and until > loop.time():
-                    live.settled.append(lambda number=waited: told.append(number))
+                    live.settled += (lambda number=waited: told.append(number),)
                     waited += 1
             elif name == "wait":
                 await pass_time(value)
@@ -850,10 +851,10 @@ def test_nothing_of_a_call_stays_for_the_garbage_collector(how):
             assert not rig.source._going.is_set()
         rig.hub.leave(live, other, 5)
         rig.hub.leave(live, reader, 5)
-        live.settled.append(lambda live=live: live)
+        live.settled += (lambda live=live: live,)
         if how == "back":
             reader = rig.hub.read(live)
-            live.settled.append(lambda live=live: live)
+            live.settled += (lambda live=live: live,)
             rig.hub.leave(live, reader, 5)
         if how == "drain":
             rig.hub.drain()

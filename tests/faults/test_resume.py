@@ -333,7 +333,7 @@ async def test_stream_of_megabytes_can_be_had_from_anywhere_while_it_goes_on_and
     for had in (0, 1, 4999, 5000, *(random.randrange(5000) for _ in range(6))):
         answer = await again(rig, "GET", f"{STREAMS}{stream.name}?after={had}")
         assert answer.body == b"".join(parts[had:])
-    packed = next(iter(rig.sidecar.service.assembly.hub._shelf._ended.values()))[0].recording._packed
+    packed = next(iter(rig.sidecar.service.assembly.hub._shelf._ended.values())).kept.recording.packed
     assert bool(packed) == (memory == "3MiB")
 
 

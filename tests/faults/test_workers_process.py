@@ -15,7 +15,7 @@ import pytest
 from sidecar.core.ids import worker_of
 from tests.faults.comeback import IDS, STREAMS
 from tests.faults.jobs import ASYNC, JOBS, PLAIN, name_of
-from tests.faults.test_process import Process, opened, serving
+from tests.faults.test_process import OK, Process, opened, serving
 from tests.faults.test_semantic_process import AGAIN, ASKED, PATIENT, Upstream, ask_all
 from tests.faults.wire import CHAT, GUARD, LAST, Client, chunk, head, request
 
@@ -276,6 +276,39 @@ async def test_a_worker_begun_again_is_as_open_as_the_others(rig, tmp_path):
         for _ in range(TRIES):
             assert (await ask(process, "GET", "/x")).status == 401
         assert len([line for line in process.lines if line["event"] == "worker_ended"]) == 1
+
+
+async def test_what_a_worker_served_when_it_fell_counts_for_nobody_any_more(rig, clients, tmp_path):
+    """At once, and not only when another one has taken its place."""
+    file = tmp_path / "clients.toml"
+    digest = hashlib.sha256(b"token").hexdigest()
+    file.write_text(f'[[clients]]\nname = "app"\ntoken_sha256 = "{digest}"\nrequests = 1\n')
+    token = (b"Proxy-Authorization", b"Bearer token")
+    async with workers(tmp_path, rig.provider.url, "--config", str(file)) as process:
+        # Once it has ended it stays away for seconds.
+        for times in range(3):
+            os.kill(await started(process, 0, times), signal.SIGKILL)
+            await process.event("worker_ended", times)
+        pid = await started(process, 0, 3)
+        while True:
+            rig.script(CHAT.target)
+            client = await opened(clients, process)
+            await client.send(request("POST", CHAT.target, CHAT.body, [IDS, token]))
+            call = await rig.call()
+            await call.send(head(CHAT.kind), chunk(CHAT.events[0]))
+            answer = await client.answer()
+            await answer.until_has(b":0\n")
+            if worker_of((answer.header("slipstream-stream-id") or b"").decode()) == 0:
+                break
+            await call.send(LAST)
+            call.done()
+            await answer.rest()
+        rig.provider.on("/x", lambda connection, _: connection.send(OK))
+        assert (await ask(process, "GET", "/x", token)).status == 429
+        os.kill(pid, signal.SIGKILL)
+        assert (await process.event("worker_ended", 3))["again_in_s"] > 1
+        assert (await ask(process, "GET", "/x", token)).status == 200
+        assert len([line for line in process.lines if line["event"] == "worker_started"]) == 5
 
 
 async def test_told_to_stop_while_some_are_starting(rig, clients, tmp_path):

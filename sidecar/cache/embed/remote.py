@@ -8,20 +8,20 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sidecar.cache.embed.base import Embedded, EmbedError
 from sidecar.cache.embed.endpoint import Endpoint, RefusedError
+from sidecar.checks_inbound import read_key
+from sidecar.core.values import ConfigError
 from sidecar.tables import Semantic
 
 _TOGETHER = 256
 """Texts per request; endpoints have limits, and the smallest ones are not far above."""
 _FIXED, _PER_TEXT = 64 << 10, 256 << 10
 """Bytes of the largest answer, by the number of texts: a vector of 4096 numbers in full is 90 KB."""
-_LONGEST_KEY = 16 << 10
 _LONGEST_SPACE = 200
 
 
@@ -98,13 +98,10 @@ def _key(file: str | None) -> str | None:
     """Raises EmbedError, which does not quote it."""
     if file is None:
         return None
-    path = Path(file).expanduser()
     try:
-        with path.open("rb") as opened:
-            raw = opened.read(_LONGEST_KEY)
-    except OSError as error:
-        raise EmbedError(f"semantic.key_file = {file!r}: cannot be read: {error.strerror}") from None
-    key = raw.decode("ascii", errors="replace").strip()
-    if not key or not all("!" <= char <= "~" for char in key):
-        raise EmbedError(f"semantic.key_file = {file!r}: expected one line with the key, and nothing else")
-    return key
+        key = read_key("semantic.key_file", file)
+    except ConfigError as error:
+        raise EmbedError(str(error)) from None
+    if b" " in key:
+        raise EmbedError("semantic.key_file: expected one line with the key, and nothing else")
+    return key.decode("ascii")

@@ -26,7 +26,7 @@ _MOST_TOKENS = 1 << 32
 """More than any model says; what is larger is a lie, and sums of it would not fit anywhere."""
 
 
-class Facts(msgspec.Struct):
+class Facts(msgspec.Struct, gc=False):
     """What an answer has said of itself so far. Token counts are the provider's own."""
 
     model: str | None = None
@@ -38,25 +38,34 @@ class Facts(msgspec.Struct):
     written_input_tokens: int | None = None
     reasoning_tokens: int | None = None
     finish: str | None = None
-    reasons: set[str] = msgspec.field(default_factory=set)
+    reasons: frozenset[str] = frozenset()
     """All finish reasons that were given; there are several where there are several choices."""
     refused: bool = False
     """The model declined to answer."""
     tools: bool = False
     """The model calls a tool."""
-    begun: set[object] = msgspec.field(default_factory=set)
+    begun: frozenset[object] = frozenset()
     """Choices, or Gemini's candidates, by index: those that were heard of, and those that are complete."""
-    finished: set[object] = msgspec.field(default_factory=set)
+    finished: frozenset[object] = frozenset()
     terminal: bool = False
     """The format's end marker was seen."""
     error: str | None = None
     """The provider's own error inside the answer: its type or code, never its text."""
 
+    def begins(self, choice: object) -> None:
+        """Something came of that choice."""
+        if choice not in self.begun:
+            self.begun |= {choice}
+
+    def finishes(self, choice: object) -> None:
+        """Nothing more will come of it."""
+        self.finished |= {choice}
+
     def ends(self, reason: object) -> None:
         """A finish reason was given, perhaps."""
         if isinstance(reason, str) and reason:
             self.finish = reason
-            self.reasons.add(reason)
+            self.reasons |= {reason}
 
 
 class Dialect:
