@@ -24,8 +24,9 @@ OTHER = "other"
 Key = tuple[str | None, ...]
 Cells = dict[int, int]
 """What was counted: any number of cells, each of which only adds up."""
-Packed = tuple["array[int]", "array[int]"]
-"""The same of a slot that is over: cells, and what was counted there."""
+Packed = tuple["array[int]", "array[int]", "array[int]", "array[int]"]
+"""The same of a slot that is over: cells, and what was counted there; once more, of large counts."""
+_SMALL = 1 << 8
 _STEPS = 8
 """Of what is due, with each thing that is added; and more when nothing happens."""
 
@@ -147,7 +148,7 @@ class Window:
     def _enter(self, key: Key, cells: Cells, packed: dict[Key, Packed]) -> None:
         """A series of a slot that is over counts for all windows from now on."""
         # Counts that a provider lied about may not fit: they cost this series, and not every one.
-        packed[key] = (array("H", cells.keys()), array("Q", cells.values()))
+        packed[key] = _packed(cells)
         for running in self._running.values():
             merge(running.setdefault(key, {}), cells)
 
@@ -174,9 +175,20 @@ def merge(into: Cells, more: Mapping[int, int]) -> None:
         into[cell] = into.get(cell, 0) + count
 
 
+def _packed(cells: Cells) -> Packed:
+    """There is an hour of them, and most counts take one byte."""
+    small = {cell: count for cell, count in cells.items() if count < _SMALL}
+    large = {cell: count for cell, count in cells.items() if count >= _SMALL}
+    return (
+        *(array("H", small), array("B", small.values())),
+        *(array("H", large), array("Q", large.values())),
+    )
+
+
 def _take_off(running: dict[Key, Cells], key: Key, packed: Packed) -> None:
     series = running[key]
-    for cell, count in zip(*packed, strict=True):
+    small, counts, large, more = packed
+    for cell, count in zip((*small, *large), (*counts, *more), strict=True):
         left = series[cell] - count
         if left:
             series[cell] = left
