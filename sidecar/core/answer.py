@@ -12,7 +12,7 @@ from sidecar.core.dialects.base import Framing, error_name, read_whole
 from sidecar.core.gaps import NO_GAPS, Gaps
 from sidecar.core.lines import ArrayFramer, LineFramer
 from sidecar.core.sse import Framer, SSEFramer, data_of, has_id, name_of
-from sidecar.core.told import NEVER, Told
+from sidecar.core.told import NEVER, Told, spent
 from sidecar.core.types import DeltaKind, Head, Intent, Request
 
 _SURPRISES = (
@@ -25,8 +25,6 @@ _SURPRISES = (
     msgspec.MsgspecError,
 )
 """What reading somebody else's JSON can raise. Learning nothing is then the right answer."""
-
-_NONE: frozenset[str] = frozenset()
 
 _FRAMERS: dict[str, type[SSEFramer] | type[LineFramer] | type[ArrayFramer]] = {
     "sse": SSEFramer,
@@ -113,14 +111,14 @@ class Answer:
         """After `begin`: all of it has been read elsewhere, and this is what there was."""
         self.facts, self.events, self.deltas = told.facts, told.events, told.deltas
         self.first_at, self.first_kind, self.last_at = told.first_at, told.first_kind, told.last_at
-        self.ids_until, self.unreadable, self._read = told.ids_until, told.unreadable, told.read
+        self.ids_until, self.unreadable, self._read = told.ids_until, told.unreadable, True
         self.gaps = NO_GAPS if told.gaps is None else Gaps.unpacked(told.gaps)
         self._closing = told.closing
 
     def told(self) -> Told:
-        """What is known of it once it is over. Which choices there were is of no use any more."""
+        """What is known of it, once it is over and all of it has been read."""
         return Told(
-            facts=msgspec.structs.replace(self.facts, reasons=_NONE, begun=_NONE, finished=_NONE),
+            facts=spent(self.facts),
             events=self.events,
             deltas=self.deltas,
             first_at=self.first_at,
@@ -128,7 +126,6 @@ class Answer:
             last_at=self.last_at,
             ids_until=self.ids_until,
             unreadable=self.unreadable,
-            read=self._read,
             closing=self.closing,
             gaps=self.gaps.packed() if self.deltas > 1 else None,
         )

@@ -89,7 +89,7 @@ class Recording:
         self._base = 0
         """The offset of the first byte that is not packed, or dropped."""
         self._limit = limit
-        self._wakers: tuple[Waker, ...] = ()
+        self._wakers: list[Waker] = []
         self._room: Sleeper | None = None
         self._low = 0
 
@@ -176,10 +176,11 @@ class Recording:
         """Raises ValueError when the bytes at the reader's offset are gone."""
         if waker.offset < self._base and not self._packed:
             raise ValueError("the recording no longer holds that offset")
-        self._wakers = (*self._wakers, waker)
+        self._wakers.append(waker)
 
     def detach(self, waker: Waker) -> None:
-        self._wakers = tuple([other for other in self._wakers if other is not waker])
+        if waker in self._wakers:
+            self._wakers.remove(waker)
         self._advanced(trim=True)
 
     def after(self, count: int) -> int:
@@ -262,7 +263,8 @@ class Recording:
         """Let go of the readers that are not as far as `least`."""
         lost = [waker for waker in self._wakers if waker.offset < least]
         if lost:
-            self._wakers = tuple([waker for waker in self._wakers if waker.offset >= least])
+            # A new list: the old one may be what `_wake` goes through.
+            self._wakers = [waker for waker in self._wakers if waker.offset >= least]
         for waker in lost:
             waker.lost = True
             waker.wake()

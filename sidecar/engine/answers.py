@@ -19,7 +19,7 @@ from sidecar.core.entry import Entry, Known
 from sidecar.core.folding import refreshed
 from sidecar.core.latency import Labels
 from sidecar.core.recording import Recording
-from sidecar.core.told import NEVER, Told
+from sidecar.core.told import NEVER, Told, spent
 from sidecar.core.types import End, Intent, Outcome, Request, Timings
 from sidecar.engine.conversion import converter
 from sidecar.engine.hub import Hub
@@ -122,6 +122,10 @@ class Answers:
             live.name = None  # the time was over in which clients could come back to it
         return live
 
+    def holds(self, live: Live, name: str) -> bool:
+        """Whether the id that clients were told with this record is still good."""
+        return live.name == name and self._hub.keeps(name)
+
     def keep(self, live: Live) -> bool:
         """A call has ended: store its answer, if it is worth it. Returns whether that has begun."""
         keep = live.ask.keep
@@ -212,7 +216,7 @@ def _sealed(entry: Entry, ask: Ask) -> Live:
         terminal=True,
     )
     until = NEVER if known.ids_until is None else known.ids_until
-    told = Told(facts, known.events, known.deltas, first_kind=known.first_kind, ids_until=until)
+    told = Told(spent(facts), known.events, known.deltas, first_kind=known.first_kind, ids_until=until)
     answer.over_with(told)
     recording = Recording.sealed(entry.head, entry.body, entry.events, _COMPLETE)
     return Live(recording, answer, Ask(key=ask.key), _labels(known))

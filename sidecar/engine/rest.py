@@ -17,7 +17,7 @@ from sidecar.engine.pump import Ask, Live
 
 
 class Rested(msgspec.Struct, frozen=True, gc=False):
-    """One of them. Nothing in it is shared with the call itself that may still change."""
+    """One of them. Nothing in it changes any more."""
 
     name: str | None
     recording: Rest
@@ -36,6 +36,7 @@ class Rested(msgspec.Struct, frozen=True, gc=False):
 
 def lay(live: Live) -> Rested:
     """What is kept of a call that has ended."""
+    live.learn()
     answer = live.answer
     return Rested(
         name=live.name,

@@ -100,7 +100,8 @@ class Shelf:
         if self.used * _TIGHT > self._room:
             for _ in range(_BLOCKS):
                 self.charge(kept, 0)
-        self._ended[name] = _Ended(self.lay(kept), kept.charged, self._loop.time() + self._keep)
+        left = kept if kept.held else self.lay(kept)  # a job's goes from here as soon as it is on disk
+        self._ended[name] = _Ended(left, kept.charged, self._loop.time() + self._keep)
         kept.charged, kept.shelf = 0, None
         if self._timer is None:
             self._timer = self._loop.call_later(self._keep, self._sweep)

@@ -4,8 +4,9 @@ There is one table for all: a time per client, and for each worker a counter per
 only its own counters, so these need no lock: they are aligned words of eight bytes, which are read and
 written whole, and two workers that admit a request in the same microsecond may let one more run than the
 limit allows. The time is written by all of them, under a lock: who is held up between reading and writing it
-would else bring back what others have spent meanwhile. It is held for microseconds, by who has it and by who
-waits for it.
+would else bring back what others have spent meanwhile. It is held for microseconds. Where it cannot be had,
+because who has it was stopped just then, it goes without: a limit is not worth an event loop that stands
+still.
 
 Rates are kept by the generic cell rate algorithm: of each client only the time is known at which its latest
 request would have come, had they come evenly (GCRA, ITU-T I.371). Times are CLOCK_MONOTONIC, the same in all
@@ -16,13 +17,15 @@ import hashlib
 import mmap
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sidecar.stores.turn import Turn
 
 _WORD = 8
+_PATIENCE = 0.25
+"""Seconds to wait for the lock: several times what a scheduler leaves somebody without a core."""
 
 
 class Shares:
@@ -43,7 +46,8 @@ class Shares:
         self._worker = worker
         self._workers = workers
         self._clock = clock
-        self._turn: Turn | nullcontext[None] = nullcontext()
+        self._turn: Turn | None = None
+        self._patience = _PATIENCE
         count = len(names)
         size = max(count * (1 + workers), 1) * _WORD
         if path is None:
@@ -75,7 +79,7 @@ class Shares:
         """Let a request through, if the rate allows it. Returns 0, or else the seconds to wait; nothing is
         spent then. `rate`: requests per second."""
         place = self._places[name]
-        with self._turn:
+        with self._alone():
             due, wait = paced(self._times[place], self._clock(), rate)
             if not wait:
                 self._times[place] = due
@@ -84,7 +88,7 @@ class Shares:
     def take_over(self, earlier: "Shares") -> None:
         """What was spent of the rates of those who were in an earlier table too."""
         spent = {name: earlier._times[place] for name, place in earlier._places.items()}  # noqa: SLF001 - it is
-        with self._turn:  # another one of these
+        with self._alone():  # another one of these
             for name, place in self._places.items():
                 self._times[place] = max(self._times[place], spent.get(name, 0.0))
 
@@ -94,8 +98,24 @@ class Shares:
         self._times.release()
         self._counts.release()
         self._map.close()
-        if isinstance(self._turn, Turn):
+        if self._turn is not None:
             self._turn.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else does the same, as far as can be."""
+        turn = self._turn
+        if turn is None:
+            yield
+            return
+        held = turn.take(self._patience)
+        # Who has waited in vain does not wait again before it has been had once.
+        self._patience = _PATIENCE if held else 0.0
+        try:
+            yield
+        finally:
+            if held:
+                turn.release()
 
 
 def clear(path: Path, worker: int, workers: int) -> None:

@@ -171,8 +171,7 @@ class Again:
         if entry is None or entry.body is not known.body:
             self._known.pop(name)
             return False
-        live = known.live
-        if live is not None and (live.name != known.name or live.shelf is None):
+        if known.live is not None and not answers.holds(known.live, known.name or ""):
             return False  # the id it would be told is no longer good
         now = answers.clock()
         if freshness(entry.known, known.wish, keep.terms, now) != "fresh":

@@ -501,6 +501,23 @@ def test_one_of_two_that_leaves_the_whole_answer_has_not_cancelled_anything():
     run(main)
 
 
+def test_what_a_job_holds_is_not_copied_for_those_who_come_back():
+    async def main():
+        rig, live, reader = await begun(ONE, DONE)
+        live.held = True
+        rig.hub.publish(live, "j_1")
+        rig.source.give(b"")
+        await everything(reader)
+        await settled()
+        assert len(rig.hub) == 0
+        assert rig.hub.find("j_1") is live
+        rig.hub.forget(live)
+        assert rig.hub.find("j_1") is None
+        rig.hub.close()
+
+    run(main)
+
+
 def test_a_call_that_a_job_holds_outlives_every_reader():
     async def main():
         rig, live, reader = await begun(ONE)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 
+import msgspec
 import orjson
 import pytest
 
@@ -62,6 +63,13 @@ STREAMS = {
     ),
     "of no known format": ("/else", SSE, [b"data: a\n\n", b"data: b\n\n"], COMPLETE),
     "no stream": (OPENAI, JSON, [b'{"model":"m-1","choices":[],"usage":{"prompt_tokens":3}}'], COMPLETE),
+    "of lines, broken": ("/api/chat", NDJSON, [ollama(b"a"), ollama(b"b"), b'{"model"'], BROKEN),
+    "a JSON array, broken": (
+        GEMINI,
+        JSON,
+        [b"[", b'{"candidates":[{"content":{"parts":[{"text":"a"}]}}'],
+        BROKEN,
+    ),
     "empty": (OPENAI, SSE, [], BROKEN),
 }
 
@@ -130,10 +138,12 @@ def said(live):
 def test_what_wakes_says_what_was_laid_to_rest(name, packed):
     live = ended(name, packed=packed)
     rested = lay(live)
+    facts = msgspec.structs.asdict(rested.told.facts)
     before = said(live)
     for _ in range(2):
         assert said(wake(rested)) == before
     assert said(wake(lay(wake(rested)))) == before
+    assert msgspec.structs.asdict(rested.told.facts) == facts, "what they have together does not change"
 
 
 def test_it_can_be_read_from_each_event_by_several_at_once():

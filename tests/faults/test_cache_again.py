@@ -6,6 +6,7 @@ import random
 import pytest
 
 from sidecar.stores.disk import DiskStore
+from sidecar.web.again import Again
 from tests.faults.wire import CHAT, Client, request
 
 ANSWER = b'{"id":"x-%d","model":"m","choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}'
@@ -68,7 +69,10 @@ async def test_the_short_way_gives_what_the_long_way_gives(rig):
     assert short["cache"] == "hit"
 
 
-async def test_a_stream_keeps_its_id_as_long_as_it_is_good(rig):
+async def test_a_stream_keeps_its_id_as_long_as_it_is_good(rig, monkeypatch):
+    short = []
+    serve = Again.serve
+    monkeypatch.setattr(Again, "serve", lambda *given: short.append(serve(*given)) or short[-1])
     await start(rig)
     client = await rig.connect()
     rig.script(CHAT.target)
@@ -86,6 +90,7 @@ async def test_a_stream_keeps_its_id_as_long_as_it_is_good(rig):
         assert await answer.rest() == CHAT.whole
         names.append(answer.header("slipstream-stream-id"))
     assert len(set(names)) == 1
+    assert short == [False, False, True]
     other = await rig.connect()
     stream = f"/_slipstream/streams/{names[0].decode()}"
     assert (await other.whole("GET", stream)).body == CHAT.whole
@@ -93,6 +98,7 @@ async def test_a_stream_keeps_its_id_as_long_as_it_is_good(rig):
     await client.send(CHAT.sent)
     answer = await client.answer("POST")
     assert await answer.rest() == CHAT.whole
+    assert short[-1] is False
     anew = answer.header("slipstream-stream-id")
     assert anew not in names
     assert (await other.whole("GET", f"/_slipstream/streams/{anew.decode()}")).body == CHAT.whole

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidecar.serving.shares import Shares, paced
+from sidecar.stores.turn import Turn
 
 RATES = st.floats(0.01, 1000)
 
@@ -163,6 +164,25 @@ def test_nobody_spends_between_what_another_reads_and_writes(tmp_path):
     assert held == [True, True]
     clock()
     assert held.pop() is False
+    shares.close()
+
+
+def test_who_is_stopped_while_he_has_the_lock_holds_nobody_up(tmp_path, monkeypatch):
+    slept = []
+    monkeypatch.setattr("sidecar.stores.turn.time.sleep", slept.append)
+    monkeypatch.setattr("sidecar.serving.shares._PATIENCE", 0.001)
+    shares = Shares(tmp_path / "shares", 0, 2, ["a", "b"], Clock())
+    (path,) = tmp_path.iterdir()
+    with Turn(path):
+        assert shares.spend("a", 1) == 0
+        assert slept
+        slept.clear()
+        assert shares.spend("a", 1) == pytest.approx(1), "what was spent counts all the same"
+        assert not slept, "nobody waits twice for him"
+    assert shares.spend("b", 1) == 0
+    with Turn(path):
+        assert shares.spend("b", 1) > 0
+        assert slept, "he was heard of again"
     shares.close()
 
 

@@ -26,7 +26,8 @@ HOURS = [3590.0, 3600.0 - TICK, 3600.0, 3600.0 + TICK, 3610.0, 3620.0 - TICK, 36
 ADVANCE = st.one_of(
     st.sampled_from(BORDERS + HOURS), st.integers(0, 4_000_000).map(lambda ticks: ticks * TICK)
 )
-CELLS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9)), max_size=4)
+COUNTS = st.one_of(st.integers(0, 9), st.integers(250, 260), st.sampled_from([65_535, 65_536, 1 << 40]))
+CELLS = st.lists(st.tuples(st.integers(0, 6), COUNTS), max_size=4)
 KEYS = st.tuples(st.sampled_from(["a", "b", None]), st.sampled_from(["x", None]))
 STEPS = st.lists(st.tuples(ADVANCE, KEYS, CELLS), max_size=40)
 

@@ -38,34 +38,25 @@ class Facts(msgspec.Struct, gc=False):
     written_input_tokens: int | None = None
     reasoning_tokens: int | None = None
     finish: str | None = None
-    reasons: frozenset[str] = frozenset()
+    reasons: set[str] = msgspec.field(default_factory=set)
     """All finish reasons that were given; there are several where there are several choices."""
     refused: bool = False
     """The model declined to answer."""
     tools: bool = False
     """The model calls a tool."""
-    begun: frozenset[object] = frozenset()
+    begun: set[object] = msgspec.field(default_factory=set)
     """Choices, or Gemini's candidates, by index: those that were heard of, and those that are complete."""
-    finished: frozenset[object] = frozenset()
+    finished: set[object] = msgspec.field(default_factory=set)
     terminal: bool = False
     """The format's end marker was seen."""
     error: str | None = None
     """The provider's own error inside the answer: its type or code, never its text."""
 
-    def begins(self, choice: object) -> None:
-        """Something came of that choice."""
-        if choice not in self.begun:
-            self.begun |= {choice}
-
-    def finishes(self, choice: object) -> None:
-        """Nothing more will come of it."""
-        self.finished |= {choice}
-
     def ends(self, reason: object) -> None:
         """A finish reason was given, perhaps."""
         if isinstance(reason, str) and reason:
             self.finish = reason
-            self.reasons |= {reason}
+            self.reasons.add(reason)
 
 
 class Dialect:

@@ -84,10 +84,10 @@ class Gemini(Dialect):
             facts.ends(text(blocked) or "BLOCKED")
         kind: DeltaKind | None = None
         for candidate in event.get("candidates") or ():
-            facts.begins(candidate.get("index", 0))
+            facts.begun.add(candidate.get("index", 0))
             if candidate.get("finishReason"):
                 facts.ends(text(candidate["finishReason"]))
-                facts.finishes(candidate.get("index", 0))
+                facts.finished.add(candidate.get("index", 0))
             for part in (candidate.get("content") or {}).get("parts") or ():
                 brings = _part(part)
                 facts.tools = facts.tools or brings == "tool"

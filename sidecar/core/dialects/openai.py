@@ -56,10 +56,10 @@ class OpenAI(Dialect):
             read_usage(event["usage"], facts)
         kind: DeltaKind | None = None
         for choice in event["choices"]:
-            facts.begins(choice.get("index", 0))
+            facts.begun.add(choice.get("index", 0))
             if choice.get("finish_reason"):
                 facts.ends(choice["finish_reason"])
-                facts.finishes(choice.get("index", 0))
+                facts.finished.add(choice.get("index", 0))
             brings = self.delta(choice, facts)
             kind = kind or brings
         return kind
@@ -72,10 +72,10 @@ class OpenAI(Dialect):
         facts.model = text(body.get("model"))
         read_usage(body.get("usage"), facts)
         for choice in body["choices"]:
-            facts.begins(choice.get("index", 0))
+            facts.begun.add(choice.get("index", 0))
             if choice.get("finish_reason"):
                 facts.ends(choice["finish_reason"])
-                facts.finishes(choice.get("index", 0))
+                facts.finished.add(choice.get("index", 0))
             message = choice.get("message") or {}
             facts.refused = facts.refused or bool(message.get("refusal"))
             facts.tools = facts.tools or bool(message.get("tool_calls") or message.get("function_call"))

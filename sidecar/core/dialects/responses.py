@@ -71,7 +71,7 @@ class Responses(Dialect):
         facts.finish = status = text(body.get("status"))
         if status in ("completed", "incomplete"):
             facts.terminal = True
-            facts.reasons |= {_reason(body) if status == "incomplete" else status}
+            facts.reasons.add(_reason(body) if status == "incomplete" else status)
             for item in body.get("output") or ():
                 facts.tools = facts.tools or str(item.get("type")).endswith("_call")
                 parts = item.get("content")
