@@ -5,6 +5,8 @@ import math
 import os
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -169,7 +171,8 @@ def test_nobody_spends_between_what_another_reads_and_writes(tmp_path):
 
 def test_who_is_stopped_while_he_has_the_lock_holds_nobody_up(tmp_path, monkeypatch):
     slept = []
-    monkeypatch.setattr("sidecar.stores.turn.time.sleep", slept.append)
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=slept.append)
+    monkeypatch.setattr("sidecar.stores.turn.time", clock)
     monkeypatch.setattr("sidecar.serving.shares._PATIENCE", 0.001)
     shares = Shares(tmp_path / "shares", 0, 2, ["a", "b"], Clock())
     (path,) = tmp_path.iterdir()
