@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -254,10 +255,29 @@ def test_a_loop_that_is_blocked_gives_no_sign_of_life(manager, hanging):
     assert json.loads(err.splitlines()[-1])["event"] == "stopped"
 
 
+def until_it_reads(process):
+    """Wait until it is blocked in a read. While it runs, CPython's frames may be half made, and whoever goes
+    through them then (faulthandler) crashes now and then."""
+    place = Path(f"/proc/{process.pid}")
+    if not place.is_dir():
+        return  # not Linux
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        where, state = (
+            (place / "wchan").read_text(),
+            (place / "stat").read_text().rpartition(")")[2].split()[0],
+        )
+        if "pipe_read" in where or (where in ("", "0") and state == "S"):  # not every kernel tells where
+            return
+        time.sleep(0.005)
+    pytest.fail("it never read")
+
+
 def test_a_watchdog_that_ends_it_leaves_word_of_where_it_was(hanging):
     running, fifo = hanging
     running.send_signal(signal.SIGUSR1)
     with fifo.open("w"):
+        until_it_reads(running)
         running.send_signal(signal.SIGABRT)
         _, err = running.communicate()
     assert running.returncode == -signal.SIGABRT
