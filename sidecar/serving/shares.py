@@ -87,8 +87,9 @@ class Shares:
 
     def take_over(self, earlier: "Shares") -> None:
         """What was spent of the rates of those who were in an earlier table too."""
-        spent = {name: earlier._times[place] for name, place in earlier._places.items()}  # noqa: SLF001 - it is
-        with self._alone():  # another one of these
+        times = earlier._times  # noqa: SLF001 - another one of these
+        spent = {name: times[place] for name, place in earlier._places.items()}  # noqa: SLF001
+        with self._alone():
             for name, place in self._places.items():
                 self._times[place] = max(self._times[place], spent.get(name, 0.0))
 
