@@ -176,16 +176,18 @@ def test_who_is_stopped_while_he_has_the_lock_holds_nobody_up(tmp_path, monkeypa
     monkeypatch.setattr("sidecar.serving.shares._PATIENCE", 0.001)
     shares = Shares(tmp_path / "shares", 0, 2, ["a", "b"], Clock())
     (path,) = tmp_path.iterdir()
-    with Turn(path):
+    turn = Turn(path)
+    with turn:
         assert shares.spend("a", 1) == 0
         assert slept
         slept.clear()
         assert shares.spend("a", 1) == pytest.approx(1), "what was spent counts all the same"
         assert not slept, "nobody waits twice for him"
     assert shares.spend("b", 1) == 0
-    with Turn(path):
+    with turn:
         assert shares.spend("b", 1) > 0
         assert slept, "he was heard of again"
+    turn.close()
     shares.close()
 
 
